@@ -1,0 +1,1 @@
+//! Bounded readers, maps, atomic writes and the local model store.

@@ -1,0 +1,1 @@
+//! The ERNIE-4.5 decoder: config, weights, forward.

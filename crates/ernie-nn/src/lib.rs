@@ -1,0 +1,1 @@
+//! Tensors with gradients, ops, one Linear.

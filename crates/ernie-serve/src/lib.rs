@@ -1,0 +1,1 @@
+//! The engine: ids in, ids out; sessions over it.

@@ -1,0 +1,1 @@
+//! Recipes, objectives, optimisers, checkpoints, observers.

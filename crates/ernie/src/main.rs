@@ -1,0 +1,2 @@
+//! The `ernie` program.
+fn main() {}
