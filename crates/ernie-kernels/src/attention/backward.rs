@@ -1,0 +1,217 @@
+//! Attention backward: scores are recomputed block by block from the saved log-sum-exp.
+
+use std::ops::Range;
+
+use super::forward::Visible;
+use super::tile::{self, Tile};
+use super::{Heads, KEYS, check_spans, first_visible};
+use crate::level::Isa;
+use crate::pool;
+use crate::simd;
+
+/// Query rows (positions times heads of a group) of a block.
+const TILE_ROWS: usize = 64;
+
+/// The gradients of [`super::forward`]: overwrites rows of `dq`, `dk` and `dv` that lie in spans.
+///
+/// Work is shared out by sequence and key/value head; a gradient's sum runs over tiles in position order, so the result does
+/// not depend on threads.
+///
+/// # Shapes
+/// `q, out, d_out, dq: [T, H, D]`, `k, v, dk, dv: [T, G, D]`, `lse: [T, H]`
+///
+/// # Panics
+/// As [`super::forward`].
+#[allow(clippy::too_many_arguments)] // Slices in, slices out.
+pub fn backward(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &[f32],
+    lse: &[f32],
+    d_out: &[f32],
+    heads: &Heads,
+    spans: &[Range<usize>],
+    window: Option<usize>,
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+) {
+    heads.check();
+    let rows = q.len() / heads.query_width();
+    let (nq, nk) = (rows * heads.query_width(), rows * heads.kv_width());
+    assert!(
+        [q.len(), out.len(), d_out.len(), dq.len()].iter().all(|&n| n == nq)
+            && [k.len(), v.len(), dk.len(), dv.len()].iter().all(|&n| n == nk)
+            && lse.len() == rows * heads.query_heads,
+        "attention: lengths differ"
+    );
+    assert!(window != Some(0), "attention: a window of 0 sees nothing");
+    check_spans(spans.iter().cloned(), rows);
+    let isa = Isa::current();
+    let (dq, dk, dv) = (pool::Shared::new(dq), pool::Shared::new(dk), pool::Shared::new(dv));
+    let pieces = spans.len() * heads.kv_heads;
+    pool::ranges(pieces, 1, |range| {
+        for i in range {
+            let piece = Piece {
+                isa,
+                q,
+                k,
+                v,
+                out,
+                lse,
+                d_out,
+                heads,
+                window,
+                span: &spans[i / heads.kv_heads],
+                kv_head: i % heads.kv_heads,
+            };
+            piece.run(&dq, &dk, &dv);
+        }
+    });
+}
+
+/// One sequence and one key/value head.
+struct Piece<'a> {
+    isa: Isa,
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    out: &'a [f32],
+    lse: &'a [f32],
+    d_out: &'a [f32],
+    heads: &'a Heads,
+    window: Option<usize>,
+    span: &'a Range<usize>,
+    kv_head: usize,
+}
+
+impl Piece<'_> {
+    fn run(&self, dq: &pool::Shared<'_, f32>, dk: &pool::Shared<'_, f32>, dv: &pool::Shared<'_, f32>) {
+        let (isa, heads) = (self.isa, self.heads);
+        let (d, group, width) = (heads.head_dim, heads.group(), heads.kv_width());
+        let length = self.span.len();
+        let tile_positions = TILE_ROWS.div_ceil(group).max(1);
+        let most = tile_positions * group;
+        let scale = heads.scale();
+        // The sequence's gathered rows of this group: row `i` is head `i % group` of position `i / group`.
+        let head_at = |i: usize| (self.span.start + i / group) * heads.query_heads + self.kv_head * group + i % group;
+        let all = length * group;
+        // Per sequence: queries, output gradients, query gradients (`all` rows of `d`), and two numbers a row; per block: keys
+        // and values transposed, their gradients, and probabilities and score gradients both ways round.
+        let needed = 3 * all * d + 2 * all + 4 * d * KEYS + 4 * most * KEYS;
+        pool::scratch(needed, |scratch| {
+            let (queries, scratch) = scratch.split_at_mut(all * d);
+            let (d_outs, scratch) = scratch.split_at_mut(all * d);
+            let (d_queries, scratch) = scratch.split_at_mut(all * d);
+            let (log_sums, scratch) = scratch.split_at_mut(all);
+            let (means, scratch) = scratch.split_at_mut(all);
+            let (keys_t, scratch) = scratch.split_at_mut(d * KEYS);
+            let (values_t, scratch) = scratch.split_at_mut(d * KEYS);
+            let (d_keys, scratch) = scratch.split_at_mut(d * KEYS);
+            let (d_values, scratch) = scratch.split_at_mut(d * KEYS);
+            let (probs, scratch) = scratch.split_at_mut(most * KEYS);
+            let (d_scores, scratch) = scratch.split_at_mut(most * KEYS);
+            let (probs_t, d_scores_t) = scratch.split_at_mut(most * KEYS);
+            for i in 0..all {
+                let head = head_at(i);
+                let row = head * d..(head + 1) * d;
+                queries[i * d..][..d].copy_from_slice(&self.q[row.clone()]);
+                d_outs[i * d..][..d].copy_from_slice(&self.d_out[row.clone()]);
+                means[i] = dot(isa, &self.d_out[row.clone()], &self.out[row]);
+                log_sums[i] = self.lse[head];
+            }
+            d_queries.fill(0.0);
+            for block in (0..length).step_by(KEYS) {
+                let count = KEYS.min(length - block);
+                let at = ((self.span.start + block) * heads.kv_heads + self.kv_head) * d;
+                tile::transpose(isa, &self.k[at..], width, count, d, keys_t, KEYS);
+                tile::transpose(isa, &self.v[at..], width, count, d, values_t, KEYS);
+                d_keys.fill(0.0);
+                d_values.fill(0.0);
+                // Tiles start at multiples of their size; the first one that sees the block is the one its first key is in.
+                let first_tile = block / tile_positions * tile_positions;
+                for start in (first_tile..length).step_by(tile_positions) {
+                    if first_visible(start, self.window) >= block + count {
+                        break;
+                    }
+                    let rows = tile_positions.min(length - start) * group;
+                    let at_row = start * group;
+                    let q = Tile { data: &queries[at_row * d..], stride: d };
+                    let d_out = Tile { data: &d_outs[at_row * d..], stride: d };
+                    tile::multiply(isa, q, Tile { data: keys_t, stride: KEYS }, probs, KEYS, rows, d, count, false);
+                    tile::multiply(
+                        isa,
+                        d_out,
+                        Tile { data: values_t, stride: KEYS },
+                        d_scores,
+                        KEYS,
+                        rows,
+                        d,
+                        count,
+                        false,
+                    );
+                    for i in 0..rows {
+                        let visible = Visible::new(start + i / group, block, self.window);
+                        score_gradient(
+                            isa,
+                            &mut probs[i * KEYS..(i + 1) * KEYS],
+                            &mut d_scores[i * KEYS..(i + 1) * KEYS],
+                            visible.first,
+                            visible.end,
+                            scale,
+                            log_sums[at_row + i],
+                            means[at_row + i],
+                        );
+                    }
+                    tile::transpose(isa, probs, KEYS, rows, count, probs_t, most);
+                    tile::transpose(isa, d_scores, KEYS, rows, count, d_scores_t, most);
+                    tile::multiply(isa, Tile { data: probs_t, stride: most }, d_out, d_values, d, count, rows, d, true);
+                    tile::multiply(isa, Tile { data: d_scores_t, stride: most }, q, d_keys, d, count, rows, d, true);
+                    let keys = Tile { data: &self.k[at..], stride: width };
+                    tile::multiply(
+                        isa,
+                        Tile { data: d_scores, stride: KEYS },
+                        keys,
+                        &mut d_queries[at_row * d..],
+                        d,
+                        rows,
+                        count,
+                        d,
+                        true,
+                    );
+                }
+                for j in 0..count {
+                    let row = at + j * width..at + j * width + d;
+                    // SAFETY (both): spans do not overlap, and this piece alone has this sequence and key/value head.
+                    unsafe { dk.part(row.clone()) }.copy_from_slice(&d_keys[j * d..][..d]);
+                    // SAFETY: as above.
+                    unsafe { dv.part(row) }.copy_from_slice(&d_values[j * d..][..d]);
+                }
+            }
+            for i in 0..all {
+                let head = head_at(i);
+                // SAFETY: as above; the query heads of the group belong to this key/value head.
+                unsafe { dq.part(head * d..(head + 1) * d) }.copy_from_slice(&d_queries[i * d..][..d]);
+            }
+        });
+    }
+}
+
+kernel! {
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        simd::sum2(a, b, |a, b, sum| simd::fma::<FMA>(a, b, sum))
+    }
+}
+
+kernel! {
+    /// Raw scores become probabilities; gradients of probabilities become gradients of raw scores. Zero outside `first..end`.
+    fn score_gradient(scores: &mut [f32], d_scores: &mut [f32], first: usize, end: usize, scale: f32, log_sum: f32, mean: f32) {
+        for (j, (s, d)) in scores.iter_mut().zip(d_scores).enumerate() {
+            let seen = j >= first && j < end;
+            let p = simd::exp::<FMA>(*s * scale - log_sum);
+            *s = if seen { p } else { 0.0 };
+            *d = if seen { p * (*d - mean) * scale } else { 0.0 };
+        }
+    }
+}

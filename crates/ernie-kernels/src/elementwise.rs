@@ -1,0 +1,82 @@
+//! Element-wise helpers: adding, scaling, rounding to bfloat16, and the vector exponential.
+
+use crate::level::Isa;
+use crate::pool::{self, GRAIN};
+use crate::simd;
+
+kernel! {
+    fn add_slice(y: &mut [f32], x: &[f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y += x;
+        }
+    }
+}
+
+kernel! {
+    fn add_scaled_slice(y: &mut [f32], x: &[f32], s: f32) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = simd::fma::<FMA>(s, x, *y);
+        }
+    }
+}
+
+kernel! {
+    fn scale_slice(y: &mut [f32], s: f32) {
+        for y in y {
+            *y *= s;
+        }
+    }
+}
+
+kernel! {
+    fn round_slice(y: &mut [f32]) {
+        for y in y {
+            let bits = y.to_bits();
+            // Round to nearest, ties to even, by adding just under half of the dropped part plus the kept last bit.
+            let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) & 0xFFFF_0000;
+            // A NaN could overflow into the sign: keep its upper half and make it quiet.
+            let quiet = bits & 0xFFFF_0000 | 0x0040_0000;
+            *y = f32::from_bits(if bits & 0x7FFF_FFFF > 0x7F80_0000 { quiet } else { rounded });
+        }
+    }
+}
+
+/// `y += x`.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn add(y: &mut [f32], x: &[f32]) {
+    assert_eq!(y.len(), x.len(), "add: lengths differ");
+    let isa = Isa::current();
+    pool::pieces(y, GRAIN, |at, y| add_slice(isa, y, &x[at..at + y.len()]));
+}
+
+/// `y += s * x`.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn add_scaled(y: &mut [f32], x: &[f32], s: f32) {
+    assert_eq!(y.len(), x.len(), "add_scaled: lengths differ");
+    let isa = Isa::current();
+    pool::pieces(y, GRAIN, |at, y| add_scaled_slice(isa, y, &x[at..at + y.len()], s));
+}
+
+/// `y *= s`.
+pub fn scale(y: &mut [f32], s: f32) {
+    let isa = Isa::current();
+    pool::pieces(y, GRAIN, |_, y| scale_slice(isa, y, s));
+}
+
+/// Rounds each element to the nearest bfloat16 (ties to even) and leaves it in single precision; NaN stays NaN.
+///
+/// This is how a bfloat16 model is computed here: activations are rounded where the model would store them, sums stay in f32.
+pub fn round_to_bf16(y: &mut [f32]) {
+    let isa = Isa::current();
+    pool::pieces(y, GRAIN, |_, y| round_slice(isa, y));
+}
+
+/// Replaces each element by its exponential, within 2 units in the last place; subnormal results and infinity included.
+pub fn exp(y: &mut [f32]) {
+    let isa = Isa::current();
+    pool::pieces(y, GRAIN, |_, y| simd::exp_slice(isa, y));
+}

@@ -1,0 +1,369 @@
+//! Sixteen floats as one value on every level: what the hand-written matrix kernels are generic over.
+//!
+//! A kernel generic over [`Lanes`] is instantiated inside a `#[target_feature]` function (see `with_lanes!`), into which all of
+//! these always-inlined methods disappear. Outside such a function they would be slow, not wrong on a processor that has the
+//! features. Sums are folded in the tree of [`crate::simd::fold`], so all levels agree up to the fusing of multiply and add.
+
+use crate::formats::f16_bits_to_f32;
+
+/// Sixteen floats.
+///
+/// # Safety
+/// Every method demands that the processor has the features of the implementing type; those with pointers also that the
+/// stated number of elements may be read or written there. No pointer needs alignment.
+pub(crate) trait Lanes: Copy {
+    /// Input rows (at most 6) of a dot-product block, as many as keep its sums in registers.
+    const DOT_ROWS: usize;
+    /// Weight rows (4 or 2) of a dot-product block.
+    const DOT_COLUMNS: usize;
+    /// Rows (at most 6) of an outer-product block.
+    const OUTER_ROWS: usize;
+    /// Vectors (4 or 1) across an outer-product block.
+    const OUTER_COLUMNS: usize;
+
+    unsafe fn zero() -> Self;
+    unsafe fn splat(x: f32) -> Self;
+    /// Reads 16 elements.
+    unsafe fn load(at: *const f32) -> Self;
+    /// Writes 16 elements.
+    unsafe fn store(self, at: *mut f32);
+    /// `self * b + c`.
+    unsafe fn fma(self, b: Self, c: Self) -> Self;
+    /// The sum of the lanes.
+    unsafe fn fold(self) -> f32;
+    /// Reads 16 bfloat16 as floats.
+    unsafe fn load_bf16(at: *const u8) -> Self;
+    /// Reads 16 half-precision floats.
+    unsafe fn load_f16(at: *const u8) -> Self;
+    /// Reads 16 signed bytes.
+    unsafe fn load_i8(at: *const u8) -> Self;
+
+    /// The sums of four.
+    #[inline(always)]
+    unsafe fn fold4(v: [Self; 4]) -> [f32; 4] {
+        // SAFETY: as this method's own contract.
+        unsafe { [v[0].fold(), v[1].fold(), v[2].fold(), v[3].fold()] }
+    }
+
+    /// Reads the first `n <= 16` elements, zeros for the rest.
+    #[inline(always)]
+    unsafe fn load_part(at: *const f32, n: usize) -> Self {
+        let mut buffer = [0.0_f32; 16];
+        // SAFETY: `n <= 16` elements are readable by contract, and the buffer holds 16.
+        unsafe {
+            std::ptr::copy_nonoverlapping(at.cast::<u8>(), buffer.as_mut_ptr().cast::<u8>(), n * 4);
+            Self::load(buffer.as_ptr())
+        }
+    }
+
+    /// Writes the first `n <= 16` elements.
+    #[inline(always)]
+    unsafe fn store_part(self, at: *mut f32, n: usize) {
+        let mut buffer = [0.0_f32; 16];
+        // SAFETY: `n <= 16` elements are writable by contract, and the buffer holds 16.
+        unsafe {
+            self.store(buffer.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(buffer.as_ptr().cast::<u8>(), at.cast::<u8>(), n * 4);
+        }
+    }
+}
+
+/// The plain level: an array that the compiler vectorises as far as the target goes.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain([f32; 16]);
+
+impl Lanes for Plain {
+    const DOT_ROWS: usize = 1;
+    const DOT_COLUMNS: usize = 2;
+    const OUTER_ROWS: usize = 2;
+    const OUTER_COLUMNS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Plain([0.0; 16])
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Plain([x; 16])
+    }
+
+    #[inline(always)]
+    unsafe fn load(at: *const f32) -> Self {
+        // SAFETY: 16 elements are readable by contract; no alignment is assumed.
+        Plain(unsafe { at.cast::<[f32; 16]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32) {
+        // SAFETY: 16 elements are writable by contract; no alignment is assumed.
+        unsafe { at.cast::<[f32; 16]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        Plain(std::array::from_fn(|l| self.0[l] * b.0[l] + c.0[l]))
+    }
+
+    #[inline(always)]
+    unsafe fn fold(self) -> f32 {
+        crate::simd::fold(self.0)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(at: *const u8) -> Self {
+        // SAFETY: 32 bytes are readable by contract.
+        let bytes = unsafe { at.cast::<[[u8; 2]; 16]>().read_unaligned() };
+        Plain(bytes.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(at: *const u8) -> Self {
+        // SAFETY: 32 bytes are readable by contract.
+        let bytes = unsafe { at.cast::<[[u8; 2]; 16]>().read_unaligned() };
+        Plain(bytes.map(|b| f16_bits_to_f32(u16::from_le_bytes(b))))
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(at: *const u8) -> Self {
+        // SAFETY: 16 bytes are readable by contract.
+        let bytes = unsafe { at.cast::<[i8; 16]>().read_unaligned() };
+        Plain(bytes.map(f32::from))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86 {
+    //! The vector levels. Every `unsafe` block below rests on the trait's contract: the features are there (AVX2, FMA and F16C
+    //! for [`Pair`], AVX-512 F, BW, DQ and VL for `__m512`) and the stated elements may be touched; all loads and stores are
+    //! the unaligned ones.
+    use std::arch::x86_64::*;
+
+    use super::Lanes;
+
+    /// Two 256-bit registers.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Pair(__m256, __m256);
+
+    impl Lanes for Pair {
+        const DOT_ROWS: usize = 3;
+        const DOT_COLUMNS: usize = 2;
+        const OUTER_ROWS: usize = 6;
+        const OUTER_COLUMNS: usize = 1;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: see the module.
+            unsafe { Pair(_mm256_setzero_ps(), _mm256_setzero_ps()) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: see the module.
+            unsafe { Pair(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(at: *const f32) -> Self {
+            // SAFETY: see the module.
+            unsafe { Pair(_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, at: *mut f32) {
+            // SAFETY: see the module.
+            unsafe {
+                _mm256_storeu_ps(at, self.0);
+                _mm256_storeu_ps(at.add(8), self.1);
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn fma(self, b: Self, c: Self) -> Self {
+            // SAFETY: see the module.
+            unsafe { Pair(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn fold(self) -> f32 {
+            // SAFETY: see the module.
+            unsafe {
+                let eight = _mm256_add_ps(self.0, self.1);
+                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(at: *const u8) -> Self {
+            // SAFETY: see the module.
+            unsafe {
+                let widen = |p: *const u8| {
+                    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+                };
+                Pair(widen(at), widen(at.add(16)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16(at: *const u8) -> Self {
+            // SAFETY: see the module.
+            unsafe {
+                Pair(_mm256_cvtph_ps(_mm_loadu_si128(at.cast())), _mm256_cvtph_ps(_mm_loadu_si128(at.add(16).cast())))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_i8(at: *const u8) -> Self {
+            // SAFETY: see the module.
+            unsafe {
+                let widen = |p: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
+                Pair(widen(at), widen(at.add(8)))
+            }
+        }
+    }
+
+    impl Lanes for __m512 {
+        const DOT_ROWS: usize = 6;
+        const DOT_COLUMNS: usize = 4;
+        const OUTER_ROWS: usize = 6;
+        const OUTER_COLUMNS: usize = 4;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: see the module.
+            unsafe { _mm512_setzero_ps() }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: see the module.
+            unsafe { _mm512_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(at: *const f32) -> Self {
+            // SAFETY: see the module.
+            unsafe { _mm512_loadu_ps(at) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, at: *mut f32) {
+            // SAFETY: see the module.
+            unsafe { _mm512_storeu_ps(at, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn fma(self, b: Self, c: Self) -> Self {
+            // SAFETY: see the module.
+            unsafe { _mm512_fmadd_ps(self, b, c) }
+        }
+
+        #[inline(always)]
+        unsafe fn fold(self) -> f32 {
+            // SAFETY: see the module.
+            unsafe {
+                let eight = _mm256_add_ps(_mm512_castps512_ps256(self), _mm512_extractf32x8_ps::<1>(self));
+                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn fold4([a, b, c, d]: [Self; 4]) -> [f32; 4] {
+            // The same tree for all four at once: quarters 2 apart, then 1 apart, then lanes 2 and 1 apart within a quarter.
+            // SAFETY: see the module.
+            unsafe {
+                let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
+                let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xEE>(c, d));
+                let four = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xDD>(ab, cd));
+                let two = _mm512_add_ps(four, _mm512_permute_ps::<0x4E>(four));
+                let one = _mm512_add_ps(two, _mm512_permute_ps::<0xB1>(two));
+                let firsts = _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, one));
+                let mut out = [0.0_f32; 4];
+                _mm_storeu_ps(out.as_mut_ptr(), firsts);
+                out
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(at: *const u8) -> Self {
+            // SAFETY: see the module.
+            unsafe {
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16(at: *const u8) -> Self {
+            // SAFETY: see the module.
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_i8(at: *const u8) -> Self {
+            // SAFETY: see the module.
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_part(at: *const f32, n: usize) -> Self {
+            // SAFETY: see the module; masked lanes are not touched.
+            unsafe { _mm512_maskz_loadu_ps(mask(n), at) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_part(self, at: *mut f32, n: usize) {
+            // SAFETY: see the module; masked lanes are not touched.
+            unsafe { _mm512_mask_storeu_ps(at, mask(n), self) }
+        }
+    }
+
+    /// The first `n <= 16` lanes.
+    #[inline(always)]
+    fn mask(n: usize) -> __mmask16 {
+        ((1_u32 << n) - 1) as __mmask16
+    }
+}
+
+/// Defines a dispatching function around a kernel that is generic over [`Lanes`]: `name(isa, ...)` calls `kernel::<V>(...)`
+/// inside a function compiled for the level.
+macro_rules! with_lanes {
+    ($(#[$meta:meta])* unsafe fn $name:ident = $kernel:ident ( $($arg:ident : $ty:ty),* $(,)? )) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)] // Kernels take plain pointers and counts.
+        pub(crate) unsafe fn $name(isa: $crate::level::Isa, $($arg: $ty),*) {
+            #[allow(clippy::too_many_arguments)]
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
+            unsafe fn avx512($($arg: $ty),*) {
+                // SAFETY: the features are enabled here; the rest is the caller's contract.
+                unsafe { $kernel::<std::arch::x86_64::__m512>($($arg),*) }
+            }
+
+            #[allow(clippy::too_many_arguments)]
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2")]
+            unsafe fn avx2($($arg: $ty),*) {
+                // SAFETY: the features are enabled here; the rest is the caller's contract.
+                unsafe { $kernel::<$crate::lanes::x86::Pair>($($arg),*) }
+            }
+
+            match isa.level() {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: an `Isa` of this level exists only after the processor was found to have all its features; the
+                // rest is the caller's contract.
+                $crate::Level::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                $crate::Level::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: `Plain` needs no features; the rest is the caller's contract.
+                _ => unsafe { $kernel::<$crate::lanes::Plain>($($arg),*) },
+            }
+        }
+    };
+}

@@ -1,0 +1,173 @@
+//! Which instruction set the kernels use: detected once, forced by a setting where a test or a user asks for it.
+//!
+//! This is the only place that asks the processor what it can do. Kernels receive an [`Isa`], which exists only for a level
+//! that this machine supports; that is what makes calling a `#[target_feature]` function sound.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// An instruction set that kernels are compiled for, in rising order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What the target guarantees: SSE2 on x86-64, anything elsewhere. No fused multiply-add.
+    Scalar,
+    /// AVX2, FMA and F16C: 256-bit vectors.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL: 512-bit vectors.
+    Avx512,
+}
+
+impl Level {
+    /// The name used in settings and reports: `scalar`, `avx2` or `avx512`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Scalar => "scalar",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+
+    /// The level of that name, if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Level::Scalar, Level::Avx2, Level::Avx512].into_iter().find(|level| level.name() == name)
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A level was asked for that this processor does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsupported(
+    /// The level that was asked for.
+    pub Level,
+);
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "this processor has no {}: the best level here is {}", self.0, best())
+    }
+}
+
+impl std::error::Error for Unsupported {}
+
+/// A level known to be supported by this machine. Only this module makes one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Isa(Level);
+
+impl Isa {
+    /// The level to use now, on the calling thread.
+    pub(crate) fn current() -> Self {
+        Isa(level())
+    }
+
+    pub(crate) fn level(self) -> Level {
+        self.0
+    }
+}
+
+/// 0: not forced; otherwise the level's number plus one.
+static FORCED: AtomicU8 = AtomicU8::new(0);
+
+thread_local! {
+    static SCOPED: Cell<Option<Level>> = const { Cell::new(None) };
+}
+
+fn best() -> Level {
+    static BEST: OnceLock<Level> = OnceLock::new();
+    *BEST.get_or_init(detect)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Level {
+    use std::arch::is_x86_feature_detected as has;
+    let avx2 = has!("avx2") && has!("fma") && has!("f16c") && has!("bmi1") && has!("bmi2");
+    let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
+    match (avx2, avx512) {
+        (true, true) => Level::Avx512,
+        (true, false) => Level::Avx2,
+        _ => Level::Scalar,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Level {
+    Level::Scalar
+}
+
+/// The level that kernels called from this thread use now.
+pub fn level() -> Level {
+    if let Some(level) = SCOPED.get() {
+        return level;
+    }
+    match FORCED.load(Ordering::Relaxed) {
+        1 => Level::Scalar,
+        2 => Level::Avx2,
+        3 => Level::Avx512,
+        _ => best(),
+    }
+}
+
+/// The levels that this processor has, in rising order.
+pub fn supported_levels() -> Vec<Level> {
+    [Level::Scalar, Level::Avx2, Level::Avx512].into_iter().filter(|&level| level <= best()).collect()
+}
+
+/// Forces a level for the whole process; `None` gives the choice back to detection.
+///
+/// # Errors
+/// [`Unsupported`] when this processor does not have the level; nothing changes then.
+pub fn set_level(level: Option<Level>) -> Result<(), Unsupported> {
+    let code = match level {
+        None => 0,
+        Some(level) if level > best() => return Err(Unsupported(level)),
+        Some(Level::Scalar) => 1,
+        Some(Level::Avx2) => 2,
+        Some(Level::Avx512) => 3,
+    };
+    FORCED.store(code, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Runs `f` with a level forced for kernels called from this thread (and for the work that they spread over other threads).
+///
+/// # Errors
+/// [`Unsupported`] when this processor does not have the level; `f` is not run then.
+pub fn with_level<R>(level: Level, f: impl FnOnce() -> R) -> Result<R, Unsupported> {
+    struct Restore(Option<Level>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SCOPED.set(self.0);
+        }
+    }
+    if level > best() {
+        return Err(Unsupported(level));
+    }
+    let _restore = Restore(SCOPED.replace(Some(level)));
+    Ok(f())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scoped_level_ends_with_its_scope() {
+        let before = level();
+        assert_eq!(with_level(Level::Scalar, level), Ok(Level::Scalar));
+        assert_eq!(level(), before);
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for level in [Level::Scalar, Level::Avx2, Level::Avx512] {
+            assert_eq!(Level::from_name(level.name()), Some(level));
+        }
+        assert_eq!(Level::from_name("neon"), None);
+    }
+}

@@ -1,0 +1,99 @@
+//! Root-mean-square normalisation (Zhang & Sennrich, arXiv:1910.07467) with its gradients. The statistic is f32.
+
+use crate::level::Isa;
+use crate::pool::{self, grain_rows};
+use crate::simd;
+
+/// Rows whose weight gradients are summed before the partial sums are added, in row order: part of the result's definition.
+const GRADIENT_ROWS: usize = 64;
+
+kernel! {
+    fn forward_rows(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f32]) {
+        let width = weight.len();
+        for ((x, y), rstd) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(rstd) {
+            let squares = simd::sum2(x, x, |a, b, sum| simd::fma::<FMA>(a, b, sum));
+            let r = 1.0 / (squares / width as f32 + eps).sqrt();
+            *rstd = r;
+            for ((y, &x), &w) in y.iter_mut().zip(x).zip(weight) {
+                *y = w * (x * r);
+            }
+        }
+    }
+}
+
+kernel! {
+    fn backward_rows(x: &[f32], weight: &[f32], rstd: &[f32], dy: &[f32], dx: &mut [f32], d_weight: &mut [f32], scratch: &mut [f32]) {
+        let width = weight.len();
+        for (((x, dy), dx), &r) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)).zip(rstd) {
+            // With n = x r: y = w n, dn = w dy, dx = r (dn - n mean(n dn)).
+            for ((g, &dy), &w) in scratch.iter_mut().zip(dy).zip(weight) {
+                *g = dy * w;
+            }
+            let dot = simd::sum2(x, scratch, |a, b, sum| simd::fma::<FMA>(a, b, sum));
+            let c = dot * r * r / width as f32;
+            for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(scratch.iter()) {
+                *dx = r * (g - x * c);
+            }
+            for ((dw, &x), &dy) in d_weight.iter_mut().zip(x).zip(dy) {
+                *dw = simd::fma::<FMA>(dy, x * r, *dw);
+            }
+        }
+    }
+}
+
+/// `y = w * (x / sqrt(mean(x^2) + eps))` for each row; keeps `1 / sqrt(...)` in `rstd` for [`backward`].
+///
+/// # Shapes
+/// `x, y: [T, width]`, `weight: [width]`, `rstd: [T]`
+///
+/// # Panics
+/// When a length does not fit.
+pub fn forward(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f32]) {
+    let width = weight.len();
+    assert!(
+        x.len() == y.len() && x.len() == rstd.len() * width,
+        "norm: {} inputs, {} outputs, width {width}",
+        x.len(),
+        y.len()
+    );
+    if x.is_empty() {
+        return;
+    }
+    let isa = Isa::current();
+    pool::rows2((y, width), (rstd, 1), grain_rows(width), |row, y, rstd| {
+        forward_rows(isa, &x[row * width..][..y.len()], weight, eps, y, rstd);
+    });
+}
+
+/// Overwrites `dx` with the gradient of the input and adds that of the weight to `d_weight`.
+///
+/// # Shapes
+/// `x, dy, dx: [T, width]`, `weight, d_weight: [width]`, `rstd: [T]`
+///
+/// # Panics
+/// When a length does not fit.
+pub fn backward(x: &[f32], weight: &[f32], rstd: &[f32], dy: &[f32], dx: &mut [f32], d_weight: &mut [f32]) {
+    let width = weight.len();
+    assert!(
+        x.len() == rstd.len() * width && dy.len() == x.len() && dx.len() == x.len() && d_weight.len() == width,
+        "norm: lengths differ"
+    );
+    if x.is_empty() {
+        return;
+    }
+    let isa = Isa::current();
+    let mut partial = vec![0.0_f32; rstd.len().div_ceil(GRADIENT_ROWS) * width];
+    pool::rows2((dx, width * GRADIENT_ROWS), (&mut partial, width), 1, |chunk, dx, partial| {
+        let row = chunk * GRADIENT_ROWS;
+        let rows = dx.len() / width;
+        let range = row * width..(row + rows) * width;
+        pool::scratch(width, |scratch| {
+            backward_rows(isa, &x[range.clone()], weight, &rstd[row..row + rows], &dy[range], dx, partial, scratch);
+        });
+    });
+    for partial in partial.chunks_exact(width) {
+        for (dw, &p) in d_weight.iter_mut().zip(partial) {
+            *dw += p;
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The scalar twins: each kernel once more as plain loops in double precision, for tests and for reading.
+//!
+//! Nothing here is fast, and nothing outside tests should call it. Inputs and outputs are f32; everything between is f64, so a
+//! twin is also the better-rounded answer.
+
+use std::ops::Range;
+
+use crate::attention::Heads;
+
+/// `y[t, o] = sum_k x[t, k] w[o, k]` for dense weights.
+pub fn linear(x: &[f32], w: &[f32], in_features: usize, out_features: usize) -> Vec<f32> {
+    let mut y = Vec::new();
+    for x in x.chunks_exact(in_features.max(1)) {
+        for w in w.chunks_exact(in_features.max(1)).take(out_features) {
+            y.push(x.iter().zip(w).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() as f32);
+        }
+    }
+    y
+}
+
+/// `c[i, j] = sum_k a[i, k] b[k, j]`, the operands given as functions of their indices.
+pub fn product(
+    m: usize,
+    k: usize,
+    n: usize,
+    a: impl Fn(usize, usize) -> f32,
+    b: impl Fn(usize, usize) -> f32,
+) -> Vec<f32> {
+    let mut c = Vec::with_capacity(m * n);
+    for i in 0..m {
+        for j in 0..n {
+            c.push((0..k).map(|l| f64::from(a(i, l)) * f64::from(b(l, j))).sum::<f64>() as f32);
+        }
+    }
+    c
+}
+
+/// Root-mean-square norm of each row.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f64) -> Vec<f32> {
+    let mut y = Vec::with_capacity(x.len());
+    for x in x.chunks_exact(weight.len()) {
+        let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / weight.len() as f64;
+        y.extend(x.iter().zip(weight).map(|(&x, &w)| (f64::from(w) * f64::from(x) / (mean + eps).sqrt()) as f32));
+    }
+    y
+}
+
+/// `silu(gate) * up`.
+pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    gate.iter()
+        .zip(up)
+        .map(|(&g, &u)| {
+            let g = f64::from(g);
+            (g / (1.0 + (-g).exp()) * f64::from(u)) as f32
+        })
+        .collect()
+}
+
+/// Softmax of each row.
+pub fn softmax(x: &[f32], width: usize) -> Vec<f32> {
+    let mut y = Vec::with_capacity(x.len());
+    for row in x.chunks_exact(width) {
+        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let exp: Vec<f64> = row.iter().map(|&x| f64::from(x - max).exp()).collect();
+        let sum: f64 = exp.iter().sum();
+        y.extend(exp.iter().map(|e| (e / sum) as f32));
+    }
+    y
+}
+
+/// Cross-entropy of one row in f64.
+pub fn cross_entropy(row: &[f32], target: usize) -> f64 {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = row.iter().map(|&x| (f64::from(x) - f64::from(max)).exp()).sum();
+    f64::from(max) + sum.ln() - f64::from(row[target])
+}
+
+/// Attention probabilities of one query row and head over key positions `0..=at` (the window applied): (first key, probs).
+#[allow(clippy::too_many_arguments)]
+fn probabilities(
+    q: &[f32],
+    k: &[f32],
+    heads: &Heads,
+    at: usize,
+    kv_head: usize,
+    window: Option<usize>,
+) -> (usize, Vec<f64>, f64) {
+    let d = heads.head_dim;
+    let first = window.map_or(0, |w| (at + 1).saturating_sub(w));
+    let scale = 1.0 / (d as f64).sqrt();
+    let scores: Vec<f64> = (first..=at)
+        .map(|j| {
+            let k = &k[(j * heads.kv_heads + kv_head) * d..][..d];
+            q.iter().zip(k).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() * scale
+        })
+        .collect();
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+    (first, scores.iter().map(|s| (s - max).exp() / sum).collect(), max + sum.ln())
+}
+
+/// Causal attention within each span of rows: outputs and log-sum-exps.
+pub fn attention(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    heads: &Heads,
+    spans: &[Range<usize>],
+    window: Option<usize>,
+) -> (Vec<f32>, Vec<f32>) {
+    let (d, h, g) = (heads.head_dim, heads.query_heads, heads.kv_heads);
+    let mut out = vec![0.0; q.len()];
+    let mut lse = vec![0.0; q.len() / d];
+    for span in spans {
+        let (k, v) = (&k[span.start * g * d..span.end * g * d], &v[span.start * g * d..span.end * g * d]);
+        for row in span.clone() {
+            for head in 0..h {
+                let at = (row * h + head) * d;
+                let kv_head = head / (h / g);
+                let (first, probs, sum) = probabilities(&q[at..at + d], k, heads, row - span.start, kv_head, window);
+                lse[row * h + head] = sum as f32;
+                for i in 0..d {
+                    let value = |j: usize| f64::from(v[((first + j) * g + kv_head) * d + i]);
+                    out[at + i] = probs.iter().enumerate().map(|(j, p)| p * value(j)).sum::<f64>() as f32;
+                }
+            }
+        }
+    }
+    (out, lse)
+}
+
+/// Gradients of [`attention`]: `(dq, dk, dv)`.
+pub fn attention_backward(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    d_out: &[f32],
+    heads: &Heads,
+    spans: &[Range<usize>],
+    window: Option<usize>,
+) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let (d, h, g) = (heads.head_dim, heads.query_heads, heads.kv_heads);
+    let scale = 1.0 / (d as f64).sqrt();
+    let (mut dq, mut dk, mut dv) = (vec![0.0_f64; q.len()], vec![0.0_f64; k.len()], vec![0.0_f64; v.len()]);
+    for span in spans {
+        let base = span.start * g * d;
+        for row in span.clone() {
+            for head in 0..h {
+                let at = (row * h + head) * d;
+                let kv_head = head / (h / g);
+                let (first, probs, _) =
+                    probabilities(&q[at..at + d], &k[base..], heads, row - span.start, kv_head, window);
+                let key_at = |j: usize| base + ((first + j) * g + kv_head) * d;
+                let dp: Vec<f64> = (0..probs.len())
+                    .map(|j| (0..d).map(|i| f64::from(d_out[at + i]) * f64::from(v[key_at(j) + i])).sum())
+                    .collect();
+                let mean: f64 = probs.iter().zip(&dp).map(|(p, d)| p * d).sum();
+                for (j, p) in probs.iter().enumerate() {
+                    let ds = p * (dp[j] - mean) * scale;
+                    for i in 0..d {
+                        dv[key_at(j) + i] += p * f64::from(d_out[at + i]);
+                        dq[at + i] += ds * f64::from(k[key_at(j) + i]);
+                        dk[key_at(j) + i] += ds * f64::from(q[at + i]);
+                    }
+                }
+            }
+        }
+    }
+    let narrow = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect();
+    (narrow(dq), narrow(dk), narrow(dv))
+}
