@@ -1,1 +1,29 @@
-//! Tasks, metrics and baselines.
+//! How good a model is: tasks, metrics, and the baselines that it must beat.
+//!
+//! * [`tasks`] — a small trait and a list; each task turns a model into an [`EvalReport`].
+//! * [`Subject`] — log-likelihoods of given continuations, which all tasks stand on.
+//! * [`metrics`] — means and ratios with their standard errors.
+//! * [`baselines`] — LZMA and a byte n-gram on the same split.
+//!
+//! Everything runs on the engine of `ernie-serve`, so a score here is the score that a server gives. This crate trains
+//! nothing and prints nothing.
+//!
+//! ```
+//! use ernie_eval::baselines;
+//!
+//! let (train, held_out) = (b"abracadabra ".repeat(100), b"abracadabra".to_vec());
+//! assert!(baselines::witten_bell_bits_per_byte(&train, &held_out)? < 0.2);
+//! # Ok::<(), ernie_eval::Error>(())
+//! ```
+
+pub mod baselines;
+mod error;
+pub mod metrics;
+mod report;
+mod score;
+pub mod tasks;
+
+pub use error::{Error, ErrorKind, Result};
+pub use report::{EvalReport, Metric};
+pub use score::{Pair, Score, Subject};
+pub use tasks::{EvalOptions, Task};

@@ -1,0 +1,141 @@
+//! The model as the engine sees it: rows in, logits out, and a place in the cache for each running request.
+//!
+//! [`DecoderModel`] is the one that matters. The trait is the seam where a paged cache enters later, and where tests
+//! and load studies put a model whose answers can be computed on paper.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use ernie_model::{ContiguousCache, Decoder, Tokens};
+use ernie_nn::{Value, no_grad};
+
+use crate::Result;
+
+/// The rows of one forward pass, of any number of requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Ids of all rows.
+    pub ids: Vec<u32>,
+    /// Who owns which rows, in the order of `ids`, without gaps.
+    pub chunks: Vec<Chunk>,
+}
+
+/// One request's part of a [`Batch`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// The request's place in the cache.
+    pub slot: usize,
+    /// Rows of the batch.
+    pub rows: Range<usize>,
+    /// Positions of this request already in the cache: the first row's position.
+    pub past: usize,
+    /// Rows of the batch, within `rows`, whose logits are wanted.
+    pub wanted: Range<usize>,
+}
+
+/// Receives `(chunk, row of the batch, logits)` for each wanted row, in order. It may change the logits.
+pub type EachRow<'a> = dyn FnMut(usize, usize, &mut [f32]) + 'a;
+
+/// What the engine needs of a model.
+pub trait Model: Send {
+    /// Number of token ids.
+    fn vocab_size(&self) -> usize;
+    /// Positions of the longest sequence.
+    fn context_length(&self) -> usize;
+    /// Ids by which the model says that it is done.
+    fn eos_ids(&self) -> &[u32];
+    /// Gives a sequence a place in the cache.
+    ///
+    /// # Errors
+    /// When there is no room.
+    fn open_slot(&mut self) -> Result<usize>;
+    /// Gives a place back, with all it holds.
+    fn close_slot(&mut self, slot: usize);
+    /// Runs the batch, extends the cache by its rows and hands over the wanted logits.
+    ///
+    /// A row's logits must be the same bits whatever else is in the batch and however a prompt is cut into chunks.
+    ///
+    /// # Errors
+    /// When the model cannot run; every request of the batch then fails.
+    fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> Result<()>;
+}
+
+/// Rows of logits that exist at the same time, so that a long prompt does not need `[tokens, vocab]` at once.
+const LOGIT_ROWS: usize = 64;
+
+/// A decoder with a contiguous cache.
+pub struct DecoderModel {
+    decoder: Arc<Decoder>,
+    cache: ContiguousCache,
+    eos_ids: Vec<u32>,
+}
+
+impl DecoderModel {
+    /// Puts an empty cache beside `decoder`.
+    pub fn new(decoder: Arc<Decoder>) -> Self {
+        let cache = ContiguousCache::new(decoder.config());
+        let eos_ids = decoder.config().eos_token_ids.clone();
+        Self { decoder, cache, eos_ids }
+    }
+
+    /// Bytes that the cache holds now.
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+}
+
+impl Model for DecoderModel {
+    fn vocab_size(&self) -> usize {
+        self.decoder.config().vocab_size
+    }
+
+    fn context_length(&self) -> usize {
+        self.decoder.config().max_position_embeddings
+    }
+
+    fn eos_ids(&self) -> &[u32] {
+        &self.eos_ids
+    }
+
+    fn open_slot(&mut self) -> Result<usize> {
+        Ok(self.cache.add_slot())
+    }
+
+    fn close_slot(&mut self, slot: usize) {
+        self.cache.free(slot);
+    }
+
+    fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> Result<()> {
+        let mut tokens = Tokens::default();
+        for chunk in &batch.chunks {
+            tokens.push(chunk.slot, chunk.past, &batch.ids[chunk.rows.clone()]);
+        }
+        let wanted: Vec<(usize, usize)> = batch
+            .chunks
+            .iter()
+            .enumerate()
+            .flat_map(|(index, chunk)| chunk.wanted.clone().map(move |row| (index, row)))
+            .collect();
+        no_grad(|| {
+            let hidden = self.decoder.hidden(&tokens, Some(&mut self.cache), &mut ())?;
+            if wanted.is_empty() {
+                return Ok(());
+            }
+            let (hidden, width) = (hidden.to_vec()?, self.decoder.config().hidden_size);
+            for part in wanted.chunks(LOGIT_ROWS) {
+                let rows: Vec<f32> = part
+                    .iter()
+                    .flat_map(|&(_, row)| &hidden[row * width..(row + 1) * width])
+                    .copied()
+                    .collect();
+                let rows = Value::from_vec(rows, &[part.len(), width])?;
+                let mut logits = self.decoder.logits(&rows)?.to_vec()?;
+                let rows = logits.chunks_exact_mut(self.decoder.config().vocab_size);
+                for (&(chunk, row), logits) in part.iter().zip(rows) {
+                    each(chunk, row, logits);
+                }
+            }
+            Ok(())
+        })
+    }
+}
