@@ -1,0 +1,3 @@
+//! x
+/// x
+pub const ERNIE_TEMPLATE: &str = "";
