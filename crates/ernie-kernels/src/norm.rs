@@ -11,7 +11,7 @@ kernel! {
     fn forward_rows(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f32]) {
         let width = weight.len();
         for ((x, y), rstd) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(rstd) {
-            let squares = simd::sum2(x, x, |a, b, sum| simd::fma::<FMA>(a, b, sum));
+            let squares = simd::sum2(x, x, simd::fma::<FMA>);
             let r = 1.0 / (squares / width as f32 + eps).sqrt();
             *rstd = r;
             for ((y, &x), &w) in y.iter_mut().zip(x).zip(weight) {
@@ -29,7 +29,7 @@ kernel! {
             for ((g, &dy), &w) in scratch.iter_mut().zip(dy).zip(weight) {
                 *g = dy * w;
             }
-            let dot = simd::sum2(x, scratch, |a, b, sum| simd::fma::<FMA>(a, b, sum));
+            let dot = simd::sum2(x, scratch, simd::fma::<FMA>);
             let c = dot * r * r / width as f32;
             for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(scratch.iter()) {
                 *dx = r * (g - x * c);

@@ -23,7 +23,7 @@ kernel! {
 kernel! {
     fn backward_rows(probs: &[f32], dx: &mut [f32], width: usize) {
         for (p, d) in probs.chunks_exact(width).zip(dx.chunks_exact_mut(width)) {
-            let mean = simd::sum2(p, d, |p, d, sum| simd::fma::<FMA>(p, d, sum));
+            let mean = simd::sum2(p, d, simd::fma::<FMA>);
             for (&p, d) in p.iter().zip(d) {
                 *d = p * (*d - mean);
             }

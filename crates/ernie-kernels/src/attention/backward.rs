@@ -200,7 +200,7 @@ impl Piece<'_> {
 
 kernel! {
     fn dot(a: &[f32], b: &[f32]) -> f32 {
-        simd::sum2(a, b, |a, b, sum| simd::fma::<FMA>(a, b, sum))
+        simd::sum2(a, b, simd::fma::<FMA>)
     }
 }
 
