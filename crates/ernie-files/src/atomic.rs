@@ -44,9 +44,8 @@ impl NewFile {
         if path.is_dir() {
             return Err(Error::refused(path, "is a folder, expected a file name"));
         }
-        let (hidden, file) = Hidden::create(path, |hidden| {
-            File::options().read(true).write(true).create_new(true).open(hidden)
-        })?;
+        let (hidden, file) =
+            Hidden::create(path, |hidden| File::options().read(true).write(true).create_new(true).open(hidden))?;
         Ok(Self { final_path: path.to_path_buf(), hidden, file: BufWriter::with_capacity(1 << 20, file) })
     }
 
@@ -147,9 +146,7 @@ pub fn clean(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Whether this is the hidden name of something unfinished.
 pub fn is_leftover_name(path: &Path) -> bool {
-    path.file_name()
-        .and_then(|name| name.to_str())
-        .is_some_and(|name| name.starts_with('.') && name.contains(MARK))
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with('.') && name.contains(MARK))
 }
 
 /// A hidden name that is removed unless it was renamed.
@@ -209,6 +206,12 @@ impl Drop for Hidden {
     }
 }
 
+/// Gives a file that is durable already another name in its folder, durably.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(Error::io(to, "rename into place"))?;
+    sync_folder(parent_of(to))
+}
+
 /// The folder a path lies in; the current one for a bare name.
 fn parent_of(path: &Path) -> &Path {
     match path.parent() {
@@ -222,9 +225,7 @@ fn vacant(path: &Path) -> Result<()> {
     let taken = match path.symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(Error::io(path, "look at")(error)),
-        Ok(kind) if kind.is_dir() => {
-            std::fs::read_dir(path).map_err(Error::io(path, "list"))?.next().is_some()
-        }
+        Ok(kind) if kind.is_dir() => std::fs::read_dir(path).map_err(Error::io(path, "list"))?.next().is_some(),
         Ok(_) => true,
     };
     if taken { Err(Error::refused(path, "exists already")) } else { Ok(()) }
@@ -260,10 +261,8 @@ mod tests {
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<String> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<String> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }

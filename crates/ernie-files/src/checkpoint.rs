@@ -123,10 +123,7 @@ impl Checkpoint {
         for (info, range) in header.tensors {
             if self.by_name.insert(info.name.clone(), self.tensors.len()).is_some() {
                 // Within one file the header's check has excluded this.
-                return Err(Error::malformed(
-                    path,
-                    format!("tensor {} is in another shard too", quoted(&info.name)),
-                ));
+                return Err(Error::malformed(path, format!("tensor {} is in another shard too", quoted(&info.name))));
             }
             self.tensors.push(info);
             self.places.push((file, range));
@@ -172,10 +169,7 @@ impl Checkpoint {
         if let Some(said) = index.total_size
             && said != self.total_bytes() as f64
         {
-            self.notes.push(format!(
-                "{INDEX}: total_size says {said} bytes, the shards hold {}",
-                self.total_bytes()
-            ));
+            self.notes.push(format!("{INDEX}: total_size says {said} bytes, the shards hold {}", self.total_bytes()));
         }
         Ok(())
     }

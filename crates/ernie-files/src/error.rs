@@ -117,9 +117,7 @@ impl Error {
             | Self::NotFound { .. }
             | Self::Name { .. } => ErrorKind::Input,
             Self::Io { source, .. } if path_at_fault(source) => ErrorKind::Input,
-            Self::Io { .. } | Self::Changed { .. } | Self::Memory { .. } | Self::Hub { .. } => {
-                ErrorKind::Environment
-            }
+            Self::Io { .. } | Self::Changed { .. } | Self::Memory { .. } | Self::Hub { .. } => ErrorKind::Environment,
             Self::Misuse { .. } => ErrorKind::Internal,
         }
     }

@@ -41,13 +41,12 @@ impl Map {
         if length == 0 {
             return Err(Error::malformed(path, "is empty"));
         }
-        let bytes = usize::try_from(length)
-            .map_err(|_| Error::Memory { path: path.to_path_buf(), bytes: length })?;
+        let bytes = usize::try_from(length).map_err(|_| Error::Memory { path: path.to_path_buf(), bytes: length })?;
         // SAFETY: the map is read-only and private to this process's view. Soundness rests on nobody changing the file
         // while it is mapped; the module's documentation says what is checked and what remains, and every bit pattern
         // is a valid `u8`, so a change can spoil numbers but no type.
-        let map = unsafe { memmap2::MmapOptions::new().len(bytes).map(&file) }
-            .map_err(Error::io(path, "map into memory"))?;
+        let map =
+            unsafe { memmap2::MmapOptions::new().len(bytes).map(&file) }.map_err(Error::io(path, "map into memory"))?;
         Ok(Arc::new(Self { path: path.to_path_buf(), file, map }))
     }
 

@@ -222,12 +222,7 @@ impl Gguf {
         self.get_strings(key)?.ok_or_else(|| self.absent(key))
     }
 
-    fn get<'a, T>(
-        &'a self,
-        key: &str,
-        expected: &str,
-        read: impl FnOnce(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>> {
+    fn get<'a, T>(&'a self, key: &str, expected: &str, read: impl FnOnce(&'a Value) -> Option<T>) -> Result<Option<T>> {
         let Some(value) = self.metadata.get(key) else { return Ok(None) };
         match read(value) {
             Some(read) => Ok(Some(read)),

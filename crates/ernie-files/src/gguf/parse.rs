@@ -197,10 +197,7 @@ impl<'a> Reader<'a> {
         let count = self.u64(what)?;
         let most = (self.left() / least) as u64;
         if count > most {
-            return Err(self.bad(format!(
-                "claims {count} {what}, the {} bytes left hold at most {most}",
-                self.left()
-            )));
+            return Err(self.bad(format!("claims {count} {what}, the {} bytes left hold at most {most}", self.left())));
         }
         Ok(count as usize)
     }

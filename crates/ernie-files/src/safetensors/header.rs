@@ -44,18 +44,14 @@ pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Header> {
     }
     // The limit fits any usize.
     let Some((json, data)) = rest.split_at_checked(length as usize) else {
-        return Err(bad(format!(
-            "header length {length} is past the end: the file is {} bytes",
-            file.len()
-        )));
+        return Err(bad(format!("header length {length} is past the end: the file is {} bytes", file.len())));
     };
     if json.first() != Some(&b'{') {
         return Err(bad("the header is not a JSON object".into()));
     }
     let text = std::str::from_utf8(json)
         .map_err(|error| bad(format!("the header is not UTF-8: bad byte at {}", error.valid_up_to())))?;
-    let raw: RawHeader =
-        serde_json::from_str(text).map_err(|error| bad(format!("header: {error}")))?;
+    let raw: RawHeader = serde_json::from_str(text).map_err(|error| bad(format!("header: {error}")))?;
     let data_start = LENGTH_BYTES + json.len();
     let tensors = check(path, raw.tensors, data_start, data.len())?;
     Ok(Header { tensors, metadata: raw.metadata.unwrap_or_default() })
@@ -202,9 +198,9 @@ impl<'de> Deserialize<'de> for RawHeader {
                     if name == METADATA_KEY {
                         header.metadata = Some(map.next_value::<UniqueStrings>()?.0);
                     } else {
-                        let entry = map.next_value().map_err(|error| {
-                            de::Error::custom(format!("tensor {}: {error}", quoted(&name)))
-                        })?;
+                        let entry = map
+                            .next_value()
+                            .map_err(|error| de::Error::custom(format!("tensor {}: {error}", quoted(&name))))?;
                         header.tensors.push((name, entry));
                     }
                 }

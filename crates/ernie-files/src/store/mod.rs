@@ -124,9 +124,9 @@ impl Store {
             return Ok(bytes);
         };
         names::check_revision(revision)?;
-        let snapshot = self.resolve(name, Some(revision)).ok_or_else(|| Error::NotFound {
-            path: model.join("refs").join(revision),
-        })?;
+        let snapshot = self
+            .resolve(name, Some(revision))
+            .ok_or_else(|| Error::NotFound { path: model.join("refs").join(revision) })?;
         // The names first: were we killed between the steps, nothing would point at half a model.
         let commit = snapshot.file_name().map(|commit| commit.to_string_lossy().into_owned()).unwrap_or_default();
         for reference in refs_of(&model).remove(&commit).unwrap_or_default() {

@@ -85,6 +85,45 @@ pub(super) fn is_needed(file: &str) -> bool {
             || STARTS.iter().any(|start| file.starts_with(start)))
 }
 
+/// Percent-encodes a file name for an address, slashes left as they are.
+pub(super) fn encode(file: &str) -> String {
+    let mut out = String::with_capacity(file.len());
+    for byte in file.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            out.push(byte.into());
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// Checks a hub's address and returns its scheme, host and port.
+pub(super) fn check_endpoint(endpoint: &str) -> Result<String> {
+    let bad = || Error::name(format!("{}: not a hub's address, expected https://HOST", quoted(endpoint)));
+    let (scheme, rest) = endpoint.split_once("://").ok_or_else(bad)?;
+    let host = rest.split('/').next().unwrap_or_default();
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b);
+    let path = |b: u8| plain(b) || b"/~".contains(&b);
+    let good = matches!(scheme, "http" | "https")
+        && !host.is_empty()
+        && host.bytes().all(plain)
+        && rest.bytes().all(path)
+        && !rest.contains("..");
+    if good { Ok(format!("{scheme}://{host}")) } else { Err(bad()) }
+}
+
+/// Whether an origin is this very machine.
+pub(super) fn is_loopback(origin: &str) -> bool {
+    let host = origin.split_once("://").map_or(origin, |(_, host)| host);
+    let host = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let ip = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,5 +171,34 @@ mod tests {
         ] {
             assert_eq!(is_needed(file), needed, "{file}");
         }
+    }
+
+    #[test]
+    fn addresses() {
+        let origin = |endpoint| check_endpoint(endpoint).ok();
+        assert_eq!(origin("https://huggingface.co").as_deref(), Some("https://huggingface.co"));
+        assert_eq!(origin("http://127.0.0.1:80/hub").as_deref(), Some("http://127.0.0.1:80"));
+        for bad in [
+            "",
+            "huggingface.co",
+            "file:///etc",
+            "https://",
+            "https://a@b",
+            "https://a b",
+            "https://a/?x",
+            "https://a/../b",
+        ] {
+            assert_eq!(origin(bad), None, "{bad}");
+        }
+        for (origin, local) in [
+            ("http://127.0.0.1:80", true),
+            ("http://localhost", true),
+            ("http://[::1]:8", true),
+            ("http://127.0.0.1.evil.org", false),
+            ("https://huggingface.co", false),
+        ] {
+            assert_eq!(is_loopback(origin), local, "{origin}");
+        }
+        assert_eq!(encode("a b/ü#?%.json"), "a%20b/%C3%BC%23%3F%25.json");
     }
 }
