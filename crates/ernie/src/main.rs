@@ -1,2 +1,23 @@
-//! The `ernie` program.
-fn main() {}
+//! `ernie`, one program for the ERNIE-4.5 series: this file only hands the command line to the rooms.
+//!
+//! The binary composes the libraries; it alone prints, exits, and reads the environment.
+
+mod cli;
+mod commands;
+mod environment;
+mod exit;
+mod failure;
+mod interrupt;
+mod model;
+mod printer;
+mod progress;
+mod quickstart;
+mod report;
+
+fn main() -> std::process::ExitCode {
+    exit::report_defects();
+    match cli::parse().and_then(commands::run) {
+        Ok(code) => code.into(),
+        Err(failure) => printer::failure(&failure).into(),
+    }
+}

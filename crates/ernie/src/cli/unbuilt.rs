@@ -1,0 +1,38 @@
+//! Commands and flags of the contract that do not exist yet.
+//!
+//! They are refused by name, exit code 2. When one is built its line here goes.
+
+const COMMANDS: &[(&str, &str)] = &[
+    ("serve", "the HTTP server"),
+    ("merge", "an adapter merged into its model"),
+    ("upcycle", "a dense model turned into experts"),
+    ("quantize", "a quantised checkpoint"),
+    ("prune", "a pruned checkpoint"),
+    ("convert", "a checkpoint in another format"),
+    ("report", "runs as one HTML page"),
+    ("bench", "speed against the machine's limits"),
+    ("plan", "memory, speed and cost of a model on given hardware"),
+    ("claims", "the article's claims and what was measured"),
+];
+
+const FLAGS: &[(&str, &str)] = &[("--adapter", "LoRA adapters")];
+
+/// What a command that is still to come will do.
+pub(super) fn command(name: &str) -> Option<&'static str> {
+    find(COMMANDS, name)
+}
+
+/// What a flag that is still to come will do.
+pub(super) fn flag(name: &str) -> Option<&'static str> {
+    find(FLAGS, name)
+}
+
+/// The names of the commands still to come.
+#[cfg(test)]
+pub(super) fn commands() -> impl Iterator<Item = &'static str> {
+    COMMANDS.iter().map(|(name, _)| *name)
+}
+
+fn find(table: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
+    table.iter().find(|(n, _)| *n == name).map(|(_, what)| *what)
+}

@@ -1,0 +1,73 @@
+//! One file a command: its arguments, what it does, what it prints.
+
+pub(crate) mod chat;
+pub(crate) mod eval;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod logits;
+pub(crate) mod score;
+pub(crate) mod store;
+pub(crate) mod tokenize;
+pub(crate) mod train;
+
+use crate::{
+    cli::{Cli, Command, options::Global},
+    environment,
+    exit::Exit,
+    failure::{Failure, Result},
+    interrupt,
+    printer::Printer,
+    quickstart,
+};
+
+/// The version as `ernie --version` prints it.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The commit this program was built from; `unknown` where the build was told none.
+pub(crate) const COMMIT: &str = match option_env!("ERNIE_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
+/// Runs the command that was typed.
+pub(crate) fn run(cli: Cli) -> Result<Exit> {
+    interrupt::install();
+    log();
+    threads(&cli.global)?;
+    let printer = Printer::new(cli.global.quiet);
+    match cli.command {
+        Command::Quickstart(args) => quickstart::run(&args, &printer),
+        Command::Chat(args) => chat::run(&args, &printer),
+        Command::Generate(args) => generate::run(&args, &printer),
+        Command::Inspect(args) => inspect::run(&args, &printer),
+        Command::Train(args) => train::run(&args, &printer),
+        Command::Eval(args) => eval::run(&args, &printer),
+        Command::Score(args) => score::run(&args, &printer),
+        Command::Logits(args) => logits::run(&args, &printer),
+        Command::Tokenize { action } => tokenize::run(&action, &printer),
+        Command::Pull(args) => store::pull(&args, &printer),
+        Command::List(args) => store::list(&args, &printer),
+        Command::Remove(args) => store::remove(&args, &printer),
+    }
+}
+
+/// The libraries' log goes to stderr, and only when it is asked for.
+fn log() {
+    if let Some(filter) = environment::log_filter() {
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+            .with_writer(std::io::stderr)
+            .try_init();
+    }
+}
+
+/// Sets the number of worker threads before anything runs on them.
+fn threads(global: &Global) -> Result<()> {
+    let Some(threads) = global.threads else {
+        return Ok(());
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(usize::from(threads))
+        .build_global()
+        .map_err(|e| Failure::environment(format!("starting {threads} threads: {e}")))
+}

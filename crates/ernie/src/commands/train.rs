@@ -1,0 +1,180 @@
+//! `train`: a recipe in, a run folder out.
+
+use crate::{
+    exit::Exit,
+    failure::{Failure, Result},
+    interrupt, model,
+    printer::{self, Printer},
+    progress::{Progress, Unit},
+};
+use ernie_train::{
+    Evaluation, Finished, Observer, Options, Outcome, Saved, Started, StepReport, Trainer,
+};
+use std::path::PathBuf;
+
+/// Train a model by a recipe
+///
+/// Writes DIR/recipe.toml (resolved), DIR/metrics.jsonl (a line a step), DIR/events (TensorBoard) and
+/// DIR/checkpoint-N/ (published layout and training state). Ctrl-C or SIGTERM finishes the step, saves,
+/// and exits 130; --resume goes on from there, bit for bit. A second Ctrl-C stops at once, unsaved.
+#[derive(Debug, clap::Args)]
+#[command(before_help = "Example:\n  ernie train recipes/nano.toml --out runs/nano --set schedule.steps=400")]
+pub(crate) struct Args {
+    /// The recipe
+    #[arg(value_name = "RECIPE.toml")]
+    recipe: PathBuf,
+    /// The run folder
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Go on from the newest complete checkpoint in DIR; starts at step 0 where there is none
+    #[arg(long)]
+    resume: bool,
+    /// Override a key of the recipe; may be given many times
+    #[arg(long, value_name = "key.path=value")]
+    set: Vec<String>,
+    /// Override the recipe's seed
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
+    let current = std::env::current_dir().map_err(|e| Failure::io("finding the current folder", &e))?;
+    let mut overrides = args.set.clone();
+    overrides.extend(args.seed.map(|seed| format!("seed={seed}")));
+    let recipe = ernie_train::Recipe::load(&args.recipe, &overrides, &current)?;
+    let options = Options {
+        out: args.out.clone(),
+        resume: args.resume,
+        commit: super::COMMIT.to_owned(),
+        resolve: &model::in_store,
+    };
+    let mut trainer = Trainer::prepare(recipe, &options).map_err(|error| {
+        let resumable = matches!(error, ernie_train::Error::NotEmpty { .. });
+        let failure = Failure::from(error);
+        if resumable { failure.hint("--resume goes on from its newest checkpoint, --out takes another folder") } else { failure }
+    })?;
+    let guard = interrupt::graceful();
+    let finished = trainer.run(&mut [&mut Watch::new(*printer)], &interrupt::flag())?;
+    drop(guard);
+    match finished.outcome {
+        Outcome::Complete => {
+            printer.say(format!("talk to it: ernie chat {}", args.out.display()));
+            Ok(Exit::Done)
+        }
+        Outcome::Interrupted => {
+            printer.say(format!("go on with: ernie train {} --out {} --resume", args.recipe.display(), args.out.display()));
+            Ok(Exit::Interrupted)
+        }
+    }
+}
+
+/// Shows a run on the terminal.
+pub(crate) struct Watch {
+    printer: Printer,
+    progress: Option<Progress>,
+    began: std::time::Instant,
+    first_step: u64,
+    smooth_tokens_per_s: Option<f64>,
+}
+
+impl Watch {
+    /// A watcher that has seen nothing yet.
+    pub(crate) fn new(printer: Printer) -> Self {
+        Watch {
+            printer,
+            progress: None,
+            began: std::time::Instant::now(),
+            first_step: 0,
+            smooth_tokens_per_s: None,
+        }
+    }
+}
+
+impl Observer for Watch {
+    fn started(&mut self, run: &Started) -> ernie_train::Result<()> {
+        for note in &run.notes {
+            self.printer.say(format!("note: {note}"));
+        }
+        self.printer.say(format!(
+            "{} parameters · {} of text, {} documents · {} tokens a step",
+            printer::count(run.parameters),
+            printer::bytes(run.text_bytes),
+            printer::exact(run.documents),
+            printer::exact(run.tokens_per_step),
+        ));
+        if run.step > 0 {
+            self.printer.say(format!("resuming after step {}", run.step));
+        }
+        self.first_step = run.step;
+        self.began = std::time::Instant::now();
+        self.progress = Some(Progress::new(self.printer, "training", Some(run.steps), Unit::Items));
+        Ok(())
+    }
+
+    fn evaluated(&mut self, step: u64, evaluation: &Evaluation) -> ernie_train::Result<()> {
+        if let Some(progress) = &self.progress {
+            progress.say(&evaluation_line(step, evaluation));
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, report: &StepReport) -> ernie_train::Result<()> {
+        let speed = match self.smooth_tokens_per_s {
+            Some(before) => 0.9 * before + 0.1 * report.tokens_per_s,
+            None => report.tokens_per_s,
+        };
+        self.smooth_tokens_per_s = Some(speed);
+        let made = report.step.saturating_sub(self.first_step).max(1);
+        let left = self.began.elapsed().as_secs_f64() / made as f64 * report.steps.saturating_sub(report.step) as f64;
+        let mut note = format!(
+            "loss {:.3} · {} tokens/s · {} left",
+            report.loss,
+            printer::count(speed as u64),
+            printer::duration(left)
+        );
+        if let Some(busiest) = busiest(report) {
+            note += &format!(" · busiest expert {busiest:.1}× even");
+        }
+        if let Some(progress) = &mut self.progress {
+            progress.at(report.step, &note);
+        }
+        Ok(())
+    }
+
+    fn saved(&mut self, saved: &Saved) -> ernie_train::Result<()> {
+        if let Some(progress) = &self.progress {
+            progress.say(&format!("saved {}", saved.path.display()));
+        }
+        Ok(())
+    }
+
+    fn finished(&mut self, finished: &Finished) -> ernie_train::Result<()> {
+        if let Some(progress) = self.progress.take() {
+            let how = match finished.outcome {
+                Outcome::Complete => "trained",
+                Outcome::Interrupted => "stopped after",
+            };
+            progress.finish(&format!(
+                "{how} {} steps, {} tokens, in {}",
+                finished.step,
+                printer::count(finished.tokens),
+                printer::duration(finished.seconds)
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// `step 100: held-out loss 4.123, 2.41 bits per byte`.
+fn evaluation_line(step: u64, evaluation: &Evaluation) -> String {
+    let bits = evaluation
+        .bits_per_byte
+        .map_or_else(String::new, |bits| format!(", {bits:.3} bits per byte"));
+    format!("step {step}: held-out loss {:.3}{bits}", evaluation.loss)
+}
+
+/// How many times its even share the busiest expert of any layer got; `None` in a dense model.
+fn busiest(report: &StepReport) -> Option<f64> {
+    report.router.iter().map(|layer| layer.max_vio + 1.0).reduce(f64::max)
+}

@@ -1,0 +1,318 @@
+//! What a MODEL argument names, and how it becomes a running model.
+//!
+//! A folder in the published layout, a `.gguf` file, a hub name in the local store, `preset:NAME`,
+//! or a run folder (its newest complete checkpoint). Nothing here goes to the network.
+
+use crate::{
+    cli::options::WeightsOption,
+    environment,
+    failure::{Failure, Result},
+    printer::Printer,
+};
+use ernie_data::{chat::ChatTemplate, tokenizer::Tokenizer};
+use ernie_files::{gguf::Gguf, store::Store};
+use ernie_model::{Loaded, ModelConfig, ModelSource};
+use std::path::{Path, PathBuf};
+
+/// A MODEL that was found.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    /// What was typed.
+    pub(crate) name: String,
+    /// Where it is.
+    pub(crate) place: Place,
+}
+
+/// The three things a MODEL can be once it is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A folder in the published layout.
+    Folder(PathBuf),
+    /// A GGUF file.
+    Gguf(PathBuf),
+    /// A shape with random weights.
+    Preset(String),
+}
+
+impl Model {
+    /// Finds a MODEL.
+    ///
+    /// # Errors
+    /// Input (2) if it cannot be one, environment (3) if it is a hub name that is not in the store.
+    pub(crate) fn find(name: &str) -> Result<Model> {
+        let place = find(name)?;
+        Ok(Model { name: name.to_owned(), place })
+    }
+
+    /// Where the weights come from; presets draw theirs from `seed`.
+    pub(crate) fn source(&self, seed: u64) -> ModelSource {
+        match &self.place {
+            Place::Folder(path) => ModelSource::Folder(path.clone()),
+            Place::Gguf(path) => ModelSource::Gguf(path.clone()),
+            Place::Preset(name) => ModelSource::Preset(name.clone(), seed),
+        }
+    }
+
+    /// Loads the weights, passing on what the loader wants the user to know.
+    pub(crate) fn load(&self, weights: WeightsOption, seed: u64, printer: &Printer) -> Result<Loaded> {
+        let loaded = ernie_model::load(&self.source(seed), weights.get()?)?;
+        for note in &loaded.report.notes {
+            printer.say(format!("note: {note}"));
+        }
+        Ok(loaded)
+    }
+
+    /// The tokenizer; `None` where a MODEL has none.
+    ///
+    /// # Errors
+    /// A tokenizer that is there and broken is an error, not an absence.
+    pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        match &self.place {
+            Place::Folder(path) => {
+                let has_one = ["tokenizer.json", "tokenizer.model"]
+                    .iter()
+                    .any(|file| path.join(file).exists());
+                if !has_one {
+                    return Ok(None);
+                }
+                Ok(Some(Tokenizer::from_folder(path)?))
+            }
+            Place::Gguf(path) => {
+                let gguf = Gguf::open(path)?;
+                if !gguf.metadata().contains_key("tokenizer.ggml.tokens") {
+                    return Ok(None);
+                }
+                Ok(Some(Tokenizer::from_gguf(&gguf)?))
+            }
+            Place::Preset(_) => Ok(None),
+        }
+    }
+
+    /// The tokenizer, or the error that says what needs one.
+    pub(crate) fn tokenizer_for(&self, what: &str) -> Result<Tokenizer> {
+        self.tokenizer()?.ok_or_else(|| {
+            Failure::input(format!("{}: no tokenizer, and {what} needs one", self.name)).hint(
+                match self.place {
+                    Place::Preset(_) => "a preset has random weights and no tokenizer; token ids work: --ids 5,6,7",
+                    _ => "put tokenizer.json or tokenizer.model beside the weights, or use token ids: --ids 5,6,7",
+                },
+            )
+        })
+    }
+
+    /// The checkpoint's own chat template, or the family's default.
+    pub(crate) fn chat_template(&self, tokenizer: Option<&Tokenizer>) -> Result<ChatTemplate> {
+        match tokenizer.and_then(Tokenizer::chat_template) {
+            Some(source) => ChatTemplate::from_source(source).map_err(|e| Failure::from(e).context(&self.name)),
+            None => Ok(ChatTemplate::default_ernie()),
+        }
+    }
+}
+
+fn find(name: &str) -> Result<Model> {
+        let place = find(name)?;
+        Ok(Model { name: name.to_owned(), place })
+    }
+
+    /// Where the weights come from; presets draw theirs from `seed`.
+    pub(crate) fn source(&self, seed: u64) -> ModelSource {
+        match &self.place {
+            Place::Folder(path) => ModelSource::Folder(path.clone()),
+            Place::Gguf(path) => ModelSource::Gguf(path.clone()),
+            Place::Preset(name) => ModelSource::Preset(name.clone(), seed),
+        }
+    }
+
+    /// Loads the weights, passing on what the loader wants the user to know.
+    pub(crate) fn load(&self, weights: WeightsOption, seed: u64, printer: &Printer) -> Result<Loaded> {
+        let loaded = ernie_model::load(&self.source(seed), weights.get()?)?;
+        for note in &loaded.report.notes {
+            printer.say(format!("note: {note}"));
+        }
+        Ok(loaded)
+    }
+
+    /// The tokenizer; `None` where a MODEL has none.
+    ///
+    /// # Errors
+    /// A tokenizer that is there and broken is an error, not an absence.
+    pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        match &self.place {
+            Place::Folder(path) => {
+                let has_one = ["tokenizer.json", "tokenizer.model"]
+                    .iter()
+                    .any(|file| path.join(file).exists());
+                if !has_one {
+                    return Ok(None);
+                }
+                Ok(Some(Tokenizer::from_folder(path)?))
+            }
+            Place::Gguf(path) => {
+                let gguf = Gguf::open(path)?;
+                if !gguf.metadata().contains_key("tokenizer.ggml.tokens") {
+                    return Ok(None);
+                }
+                Ok(Some(Tokenizer::from_gguf(&gguf)?))
+            }
+            Place::Preset(_) => Ok(None),
+        }
+    }
+
+    /// The tokenizer, or the error that says what needs one.
+    pub(crate) fn tokenizer_for(&self, what: &str) -> Result<Tokenizer> {
+        self.tokenizer()?.ok_or_else(|| {
+            Failure::input(format!("{}: no tokenizer, and {what} needs one", self.name)).hint(
+                match self.place {
+                    Place::Preset(_) => "a preset has random weights and no tokenizer; token ids work: --ids 5,6,7",
+                    _ => "put tokenizer.json or tokenizer.model beside the weights, or use token ids: --ids 5,6,7",
+                },
+            )
+        })
+    }
+
+    /// The checkpoint's own chat template, or the family's default.
+    pub(crate) fn chat_template(&self) -> Result<ChatTemplate> {
+        let source = match &self.place {
+            Place::Folder(path) => folder_template(path)?,
+            Place::Gguf(path) => Gguf::open(path)?
+                .get_str("tokenizer.chat_template")?
+                .map(str::to_owned),
+            Place::Preset(_) => None,
+        };
+        match source {
+            Some(source) => Ok(ChatTemplate::from_source(&source)
+                .map_err(|e| Failure::from(e).context(&self.name))?),
+            None => Ok(ChatTemplate::default_ernie()),
+        }
+    }
+}
+
+/// `chat_template.jinja`, or the key of the same name in `tokenizer_config.json`.
+fn folder_template(folder: &Path) -> Result<Option<String>> {
+    let own_file = folder.join("chat_template.jinja");
+    if own_file.exists() {
+        return Ok(Some(ernie_files::read_text(&own_file, MAX_TEXT_BYTES)?));
+    }
+    let config = folder.join("tokenizer_config.json");
+    if !config.exists() {
+        return Ok(None);
+    }
+    let text = ernie_files::read_text(&config, MAX_TEXT_BYTES)?;
+    let json: serde_json::Value = serde_json::from_str(&text)
+        .map_err(|e| Failure::input(format!("{}: not JSON: {e}", config.display())))?;
+    Ok(match json.get("chat_template") {
+        Some(serde_json::Value::String(template)) => Some(template.clone()),
+        // Some checkpoints carry a list of named templates; "default" is the one for chat.
+        Some(serde_json::Value::Array(list)) => list
+            .iter()
+            .find(|t| t.get("name").and_then(|n| n.as_str()) == Some("default"))
+            .and_then(|t| t.get("template"))
+            .and_then(|t| t.as_str())
+            .map(str::to_owned),
+        _ => None,
+    })
+}
+
+fn find(name: &str) -> Result<Place> {
+    if let Some(preset) = name.strip_prefix("preset:") {
+        ModelConfig::preset(preset)?;
+        return Ok(Place::Preset(preset.to_owned()));
+    }
+    let path = Path::new(name);
+    if path.is_dir() {
+        return folder(path);
+    }
+    if path.exists() {
+        return file(path);
+    }
+    if is_hub_name(name) {
+        return stored(name);
+    }
+    let failure = Failure::input(format!("{name}: no such folder or file"));
+    Err(if ModelConfig::preset(name).is_ok() {
+        failure.hint(format!("`preset:{name}` is that shape with random weights"))
+    } else {
+        failure.hint("a MODEL is a folder, a .gguf file, a hub name such as baidu/ERNIE-4.5-0.3B-PT, preset:NAME, or a run folder")
+    })
+}
+
+fn file(path: &Path) -> Result<Place> {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    match extension {
+        "gguf" => Ok(Place::Gguf(path.to_owned())),
+        "bin" | "pt" | "pth" | "ckpt" | "pkl" => Err(Failure::input(format!(
+            "{}: pickled weights are refused, because reading them runs the code inside",
+            path.display()
+        ))
+        .hint("convert them to safetensors where they were made")),
+        "safetensors" => Err(Failure::input(format!(
+            "{}: weights alone are no MODEL, expected the folder with config.json beside them",
+            path.display()
+        ))),
+        _ => Err(Failure::input(format!(
+            "{}: not a MODEL, expected a folder or a .gguf file",
+            path.display()
+        ))),
+    }
+}
+
+fn folder(path: &Path) -> Result<Place> {
+    if path.join("config.json").exists() {
+        return Ok(Place::Folder(path.to_owned()));
+    }
+    if let Some((_, checkpoint)) = ernie_train::checkpoint::newest(path)? {
+        return Ok(Place::Folder(checkpoint));
+    }
+    Err(Failure::input(format!(
+        "{}: not a MODEL, expected config.json, or a run folder with a complete checkpoint",
+        path.display()
+    )))
+}
+
+/// Whether a name that is no path can be a hub name: `owner/name`, with `@revision` or without.
+fn is_hub_name(name: &str) -> bool {
+    let name = name.split_once('@').map_or(name, |(n, _)| n);
+    let Some((owner, repo)) = name.split_once('/') else {
+        return false;
+    };
+    let good = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-', '~'])
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    good(owner) && good(repo) && !repo.ends_with(".gguf") && !Path::new(owner).is_dir()
+}
+
+fn stored(name: &str) -> Result<Place> {
+    match in_store(name) {
+        Some(path) => folder(&path).map_err(|f| f.context(name)),
+        None => Err(Failure::environment(format!(
+            "{name}: not in the store, and there is no folder of that name"
+        ))
+        .hint(format!("ernie pull {name}"))),
+    }
+}
+
+/// The folder of a hub name, if it was pulled.
+pub(crate) fn in_store(name: &str) -> Option<PathBuf> {
+    let (repo, revision) = match name.split_once('@') {
+        Some((repo, revision)) => (repo, Some(revision)),
+        None => (name, None),
+    };
+    Store::new(environment::hub().cache).resolve(repo, revision)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_hub_name;
+
+    #[test]
+    fn hub_names_are_told_from_paths() {
+        for good in ["baidu/ERNIE-4.5-0.3B-PT", "baidu/ERNIE-4.5-0.3B-PT@main", "a/b"] {
+            assert!(is_hub_name(good), "{good}");
+        }
+        for bad in ["nano", "./a", "../b", "/a/b", "a/b/c", "a/", "~/m", "models/x.gguf", "src/none", "a b/c"] {
+            assert!(!is_hub_name(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The quickstart's training: the speed of this machine, then the run itself, tokenizer included.
+
+use crate::{
+    commands::train::Watch,
+    failure::{Failure, Result},
+    interrupt,
+    printer::{self, Printer},
+};
+use ernie_train::{
+    Evaluation, Observer, Options, Outcome, Recipe, StepReport, Trainer, recipe as tables,
+};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+/// Tokens of the vocabulary. Small, because the corpus is: each token must be seen often enough.
+const VOCAB: usize = 2048;
+/// Rows of a step, and tokens of a row: small steps, because there are few minutes and many steps help more.
+const ROWS: usize = 8;
+const SEQ_LEN: usize = 256;
+/// Peak learning rate.
+const LEARNING_RATE: f64 = 3e-3;
+/// Steps that are timed to learn the machine's speed; one more, untimed, comes first.
+const TIMED_STEPS: u32 = 4;
+/// No run is shorter than this, however slow the machine.
+const FEWEST_STEPS: u64 = 20;
+/// About this many held-out evaluations on the way.
+const EVALUATIONS: u64 = 8;
+/// More passes over the corpus than this teach the model the books by heart, not to write.
+const MOST_EPOCHS: f64 = 12.0;
+
+/// The points of the loss curve.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Curve {
+    pub(super) train: Vec<(u64, f64)>,
+    pub(super) held_out: Vec<(u64, f64)>,
+}
+
+impl Observer for Curve {
+    fn evaluated(&mut self, step: u64, evaluation: &Evaluation) -> ernie_train::Result<()> {
+        self.held_out.push((step, evaluation.loss));
+        Ok(())
+    }
+
+    fn step(&mut self, report: &StepReport) -> ernie_train::Result<()> {
+        self.train.push((report.step, report.loss));
+        Ok(())
+    }
+}
+
+/// What training left.
+pub(super) struct Trained {
+    pub(super) checkpoint: PathBuf,
+    pub(super) tokens: u64,
+    pub(super) seconds: f64,
+    pub(super) params_total: u64,
+    pub(super) params_active: u64,
+    pub(super) vocab_size: usize,
+    pub(super) recipe_toml: String,
+    pub(super) curve: Curve,
+}
+
+/// Times a few steps and returns how many fit into `seconds`.
+pub(super) fn steps_that_fit(folder: &Path, seed: u64, seconds: f64, printer: &Printer) -> Result<u64> {
+    let began = Instant::now();
+    let mut trainer = prepare(recipe(seed, 1000)?, folder)?;
+    let preparing_s = began.elapsed().as_secs_f64();
+    trainer.step()?;
+    let (mut positions_per_s, mut step_s) = (0.0, 0.0);
+    for _ in 0..TIMED_STEPS {
+        let report = trainer.step()?;
+        positions_per_s += report.tokens_per_s / f64::from(TIMED_STEPS);
+        step_s += report.seconds / f64::from(TIMED_STEPS);
+    }
+    let evaluating = Instant::now();
+    trainer.evaluate()?;
+    let evaluation_s = evaluating.elapsed().as_secs_f64();
+
+    // A tenth is kept for machines whose speed wavers; preparing is done once more for the run itself.
+    let left = seconds - began.elapsed().as_secs_f64() - preparing_s;
+    let for_steps = 0.9 * left - EVALUATIONS as f64 * evaluation_s;
+    let fit = (for_steps / step_s).floor().max(FEWEST_STEPS as f64) as u64;
+    let steps = fit.min(most_steps(trainer.targets_per_epoch()));
+    printer.say(format!(
+        "  {} tokens/s on this machine: {steps} steps, about {}",
+        printer::exact(positions_per_s as u64),
+        printer::duration(steps as f64 * step_s)
+    ));
+    Ok(steps)
+}
+
+/// Trains; `None` when the user stopped it.
+pub(super) fn train(
+    folder: &Path,
+    seed: u64,
+    steps: u64,
+    printer: &Printer,
+) -> Result<Option<Trained>> {
+    let recipe = recipe(seed, steps)?;
+    let recipe_toml = recipe.to_toml()?;
+    let mut trainer = prepare(recipe, folder)?;
+    let config = trainer.decoder().config().clone();
+    let mut curve = Curve::default();
+    let mut watch = Watch::new(*printer);
+    let guard = interrupt::graceful();
+    let finished = trainer.run(&mut [&mut watch, &mut curve], &interrupt::flag())?;
+    drop(guard);
+    if finished.outcome == Outcome::Interrupted {
+        return Ok(None);
+    }
+    let checkpoint = finished
+        .checkpoint
+        .ok_or_else(|| Failure::defect("a finished run has no checkpoint"))?;
+    let count = config.parameters();
+    Ok(Some(Trained {
+        checkpoint,
+        tokens: finished.tokens,
+        seconds: finished.seconds,
+        params_total: count.total,
+        params_active: count.active,
+        vocab_size: config.vocab_size,
+        recipe_toml,
+        curve,
+    }))
+}
+
+/// The recipe of `steps` steps; the schedule follows from their number.
+fn recipe(seed: u64, steps: u64) -> Result<Recipe> {
+    let recipe = Recipe {
+        seed,
+        model: tables::Model { preset: Some("nano".to_owned()), ..Default::default() },
+        data: tables::Data {
+            train: vec![tables::BUNDLED.to_owned()],
+            tokenizer: tables::TokenizerSource::Train(tables::TrainTokenizer { train: VOCAB }),
+            format: tables::Format::Text,
+            ..Default::default()
+        },
+        batch: tables::BatchSize { rows: ROWS, seq_len: SEQ_LEN, grad_accum: 1 },
+        optimizer: tables::Optimizer { lr: LEARNING_RATE, ..Default::default() },
+        schedule: tables::Schedule {
+            steps,
+            warmup: (steps / 20).min(50),
+            kind: tables::ScheduleKind::Wsd,
+            decay_share: 0.4,
+            final_share: 0.02,
+        },
+        checkpoint: tables::Checkpoint { every: 0, ..Default::default() },
+        evaluation: tables::Evaluation { every: (steps / EVALUATIONS).max(1), batches: 0 },
+        ..Default::default()
+    };
+    recipe.check("quickstart")?;
+    Ok(recipe)
+}
+
+fn prepare(recipe: Recipe, out: &Path) -> Result<Trainer> {
+    let options = Options {
+        out: out.to_owned(),
+        resume: false,
+        commit: crate::commands::COMMIT.to_owned(),
+        resolve: &|_| None,
+    };
+    Ok(Trainer::prepare(recipe, &options)?)
+}
+
+/// The number of steps that makes [`MOST_EPOCHS`] passes.
+fn most_steps(tokens_per_epoch: u64) -> u64 {
+    (MOST_EPOCHS * tokens_per_epoch as f64 / (ROWS * SEQ_LEN) as f64) as u64
+}
