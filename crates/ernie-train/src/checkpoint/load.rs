@@ -1,0 +1,93 @@
+//! Reading a checkpoint back: tensors by name, every one used, every shape checked.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use ernie_files::{Checkpoint, Dtype};
+use ernie_model::Decoder;
+
+use super::save::bias_name;
+use super::{MASTERS_FILE, MOMENTS_FILE, RECIPE_FILE, STATE_FILE, STATE_FOLDER, State, read_state};
+use crate::error::{Error, Result};
+use crate::optimizer::AdamW;
+use crate::recipe::Recipe;
+
+/// Puts masters, correction biases and moments back, and gives the state.
+pub(crate) fn restore(path: &Path, decoder: &Decoder, optimizer: &mut AdamW) -> Result<State> {
+    let training = path.join(STATE_FOLDER);
+    let state = read_state(path)?
+        .ok_or_else(|| Error::state(&training.join(STATE_FILE), "no readable training state, expected one"))?;
+
+    let mut masters = Tensors::open(&training.join(MASTERS_FILE))?;
+    for parameter in decoder.parameters() {
+        let mut weights = vec![0.0; parameter.elements()];
+        masters.read(parameter.name(), parameter.shape(), &mut weights)?;
+        parameter.set(&weights)?;
+    }
+    for (layer, moe) in decoder.moe_layers() {
+        let mut bias = moe.correction_bias();
+        if !bias.is_empty() {
+            masters.read(&bias_name(layer), &[1, bias.len()], &mut bias)?;
+            moe.set_correction_bias(&bias)?;
+        }
+    }
+    masters.finish()?;
+
+    let mut moments = Tensors::open(&training.join(MOMENTS_FILE))?;
+    optimizer.restore(state.optimizer_steps, |name, shape, first, second| {
+        moments.read(&format!("{name}.first"), shape, first)?;
+        moments.read(&format!("{name}.second"), shape, second)?;
+        match second.iter().find(|value| **value < 0.0) {
+            Some(value) => {
+                Err(Error::state(&moments.path, format!("{name}.second holds {value}, expected no negative number")))
+            }
+            None => Ok(()),
+        }
+    })?;
+    moments.finish()?;
+    Ok(state)
+}
+
+/// The recipe a checkpoint was trained by.
+pub(crate) fn read_recipe(path: &Path) -> Result<Recipe> {
+    let file = path.join(STATE_FOLDER).join(RECIPE_FILE);
+    Recipe::load(&file, &[], Path::new("/"))
+}
+
+/// A file of f32 tensors of which none may be left over.
+struct Tensors {
+    path: std::path::PathBuf,
+    file: Checkpoint,
+    unread: HashSet<String>,
+}
+
+impl Tensors {
+    fn open(path: &Path) -> Result<Self> {
+        let file = Checkpoint::open(path)?;
+        let unread = file.tensors().map(|info| info.name.clone()).collect();
+        Ok(Self { path: path.to_owned(), file, unread })
+    }
+
+    fn read(&mut self, name: &str, shape: &[usize], into: &mut [f32]) -> Result<()> {
+        let wrong = |message: String| Err(Error::state(&self.path, format!("tensor {name}: {message}")));
+        let Some(info) = self.file.info(name) else { return wrong("missing".into()) };
+        if info.dtype != Dtype::F32 || info.shape != shape {
+            return wrong(format!("is {} {:?}, expected F32 {shape:?}", info.dtype, info.shape));
+        }
+        let bytes = self.file.bytes(name)?;
+        let (words, rest) = bytes.as_chunks::<4>();
+        if words.len() != into.len() || !rest.is_empty() {
+            return wrong(format!("has {} bytes, expected {}", bytes.len(), 4 * into.len()));
+        }
+        into.iter_mut().zip(words).for_each(|(value, word)| *value = f32::from_le_bytes(*word));
+        self.unread.remove(name);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        match self.unread.iter().min() {
+            Some(name) => Err(Error::state(&self.path, format!("tensor {name}: the model has none of that name"))),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Writing a checkpoint, whole or not at all.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ernie_data::tokenizer::Tokenizer;
+use ernie_files::atomic::Folder;
+use ernie_files::safetensors::Writer;
+use ernie_files::{Dtype, TensorInfo};
+use ernie_model::Decoder;
+use ernie_model::weights::{Kept, SaveAs, SaveTensor, save_into};
+
+use super::{MASTERS_FILE, MOMENTS_FILE, RECIPE_FILE, STATE_FILE, STATE_FOLDER, State, complete, discard};
+use crate::error::{Error, Result};
+use crate::optimizer::AdamW;
+use crate::recipe::{Float, Recipe};
+
+/// Everything that goes into a checkpoint.
+pub struct Snapshot<'a> {
+    /// The resolved recipe.
+    pub recipe: &'a Recipe,
+    /// The model.
+    pub decoder: &'a Decoder,
+    /// Tensors of the source that nothing trains and a save carries over.
+    pub kept: &'a [Kept],
+    /// The tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The optimiser.
+    pub optimizer: &'a AdamW,
+    /// Step, position and marks.
+    pub state: &'a State,
+}
+
+/// Writes `run/checkpoint-N` and gives its path. A complete checkpoint of that step is left as it is.
+///
+/// # Errors
+/// From the disk, a full one included; everything saved before is untouched then.
+pub fn save(run: &Path, snapshot: &Snapshot<'_>) -> Result<PathBuf> {
+    let path = run.join(format!("checkpoint-{}", snapshot.state.step));
+    if path.exists() {
+        if complete(&path)? {
+            return Ok(path);
+        }
+        discard(&path)?;
+    }
+    let folder = Folder::begin(&path)?;
+    let training = folder.path().join(STATE_FOLDER);
+    std::fs::create_dir(&training).map_err(|error| Error::io(&training, "cannot be created", error))?;
+
+    published(folder.path(), snapshot)?;
+    masters(&training.join(MASTERS_FILE), snapshot.decoder)?;
+    moments(&training.join(MOMENTS_FILE), snapshot.optimizer)?;
+    write(&training.join(RECIPE_FILE), snapshot.recipe.to_toml()?.as_bytes())?;
+
+    let mut state = snapshot.state.clone();
+    sizes(folder.path(), "", &mut state.files)?;
+    let text = serde_json::to_vec_pretty(&state)
+        .map_err(|error| Error::Internal(format!("state cannot be written as JSON: {error}")))?;
+    write(&training.join(STATE_FILE), &text)?;
+    folder.commit()?;
+    Ok(path)
+}
+
+/// Config, weights and tokenizer as every program of the field reads them.
+fn published(folder: &Path, snapshot: &Snapshot<'_>) -> Result<()> {
+    let save_as = match snapshot.recipe.checkpoint.dtype {
+        Float::F32 => SaveAs::F32,
+        Float::Bf16 => SaveAs::Bf16,
+    };
+    let mut tensors: Vec<SaveTensor<'_>> = Vec::new();
+    for parameter in snapshot.decoder.parameters() {
+        let (name, shape) = (parameter.name().to_owned(), parameter.shape().to_vec());
+        tensors.push(SaveTensor { name, shape, values: Box::new(move || Ok(Cow::Owned(parameter.to_vec()?))) });
+    }
+    for (name, bias) in biases(snapshot.decoder) {
+        let shape = vec![1, bias.len()];
+        tensors.push(SaveTensor { name, shape, values: Box::new(move || Ok(Cow::Owned(bias.clone()))) });
+    }
+    save_into(folder, snapshot.decoder.config(), &tensors, snapshot.kept, save_as)?;
+    snapshot.tokenizer.save(folder)?;
+    Ok(())
+}
+
+fn masters(path: &Path, decoder: &Decoder) -> Result<()> {
+    let parameters = decoder.parameters();
+    let biases = biases(decoder);
+    let mut infos: Vec<TensorInfo> = parameters
+        .iter()
+        .map(|parameter| TensorInfo::new(parameter.name(), Dtype::F32, parameter.shape().to_vec()))
+        .collect();
+    infos.extend(biases.iter().map(|(name, bias)| TensorInfo::new(name.as_str(), Dtype::F32, vec![1, bias.len()])));
+    let mut writer = Writer::create(path, &infos, &BTreeMap::new())?;
+    for parameter in &parameters {
+        parameter.read(|weights| writer.write(&bytes(weights)))??;
+    }
+    for (_, bias) in &biases {
+        writer.write(&bytes(bias))?;
+    }
+    Ok(writer.finish()?)
+}
+
+fn moments(path: &Path, optimizer: &AdamW) -> Result<()> {
+    let infos: Vec<TensorInfo> = optimizer
+        .moments()
+        .flat_map(|m| {
+            ["first", "second"]
+                .map(|which| TensorInfo::new(format!("{}.{which}", m.name), Dtype::F32, m.shape.to_vec()))
+        })
+        .collect();
+    let mut writer = Writer::create(path, &infos, &BTreeMap::new())?;
+    for m in optimizer.moments() {
+        writer.write(&bytes(m.first))?;
+        writer.write(&bytes(m.second))?;
+    }
+    Ok(writer.finish()?)
+}
+
+/// The correction biases of a model under their published names.
+fn biases(decoder: &Decoder) -> Vec<(String, Vec<f32>)> {
+    let all = decoder.moe_layers().map(|(layer, moe)| (bias_name(layer), moe.correction_bias()));
+    all.filter(|(_, bias)| !bias.is_empty()).collect()
+}
+
+/// Published name of a layer's correction bias.
+pub(super) fn bias_name(layer: usize) -> String {
+    format!("model.layers.{layer}.mlp.moe_statics.e_score_correction_bias")
+}
+
+/// Little-endian bytes, without a copy where memory lies so already.
+fn bytes(values: &[f32]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    } else {
+        Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).map_err(|error| Error::io(path, "cannot be written", error))
+}
+
+/// Sizes of all files below `folder`, by their path inside it.
+fn sizes(folder: &Path, prefix: &str, into: &mut BTreeMap<String, u64>) -> Result<()> {
+    let failed = |error| Error::io(folder, "cannot be listed", error);
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        let kind = entry.metadata().map_err(failed)?;
+        if kind.is_dir() {
+            sizes(&entry.path(), &format!("{name}/"), into)?;
+        } else {
+            into.insert(name, kind.len());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! What a run tells whoever watches it.
+//!
+//! The training loop stays short; everything that only looks on is an [`Observer`]: the two here write `metrics.jsonl` and TensorBoard
+//! events into the run folder, the program adds its progress bar, its report, its evaluation tasks. Observers get owned, plain data and
+//! cannot change the run. An observer's error ends the run: a log that cannot be written is not lost silently.
+
+mod metrics;
+mod tensorboard;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::balance::RouterBalance;
+use crate::error::Result;
+
+pub use metrics::{METRICS_FILE, MetricsLine, MetricsWriter, read_metrics};
+pub use tensorboard::{EVENTS_FOLDER, EventsWriter};
+
+/// Watches a run. Every method does nothing by default.
+pub trait Observer {
+    /// The run is ready to make its first step.
+    fn started(&mut self, _run: &Started) -> Result<()> {
+        Ok(())
+    }
+
+    /// The held-out loss was measured; the report of the same step follows and holds it too.
+    fn evaluated(&mut self, _step: u64, _evaluation: &Evaluation) -> Result<()> {
+        Ok(())
+    }
+
+    /// A step is done.
+    fn step(&mut self, _report: &StepReport) -> Result<()> {
+        Ok(())
+    }
+
+    /// A checkpoint is on disk, whole.
+    fn saved(&mut self, _saved: &Saved) -> Result<()> {
+        Ok(())
+    }
+
+    /// The run is over.
+    fn finished(&mut self, _finished: &Finished) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What is known before the first step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Started {
+    /// The run folder.
+    pub out: PathBuf,
+    /// Steps already made by the run that this one resumes; 0 for a new one.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Tokens already seen.
+    pub tokens: u64,
+    /// Positions a step.
+    pub tokens_per_step: u64,
+    /// Trained numbers.
+    pub parameters: u64,
+    /// Documents, training rows and bytes of text in one pass over the data.
+    pub documents: u64,
+    /// See `documents`.
+    pub rows_per_epoch: u64,
+    /// See `documents`.
+    pub text_bytes: u64,
+    /// Size of the vocabulary.
+    pub vocab_size: usize,
+    /// Remarks about the data, one line each.
+    pub notes: Vec<String>,
+}
+
+/// One optimiser step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepReport {
+    /// Which, counted from 1.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Positions seen since the run began, this step's included.
+    pub tokens: u64,
+    /// Mean loss of the step's unmasked tokens, in nats.
+    pub loss: f64,
+    /// What the router terms added to what was minimised.
+    pub router_loss: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Positions of this step by the seconds it took, without evaluation and saving.
+    pub tokens_per_s: f64,
+    /// Seconds the step took.
+    pub seconds: f64,
+    /// The routers' balance over the whole step, a MoE layer each.
+    pub router: Vec<RouterBalance>,
+    /// The held-out loss, on evaluation steps.
+    pub evaluation: Option<Evaluation>,
+}
+
+/// The held-out loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Mean loss of the unmasked tokens, in nats.
+    pub loss: f64,
+    /// The same in bits a byte of text, the ends of documents paid for.
+    pub bits_per_byte: f64,
+    /// Unmasked tokens read.
+    pub tokens: u64,
+    /// Bytes of text they stand for.
+    pub text_bytes: u64,
+}
+
+/// A checkpoint on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// After which step.
+    pub step: u64,
+    /// Where.
+    pub path: PathBuf,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are made.
+    Complete,
+    /// It was asked to stop; what it had done is saved.
+    Interrupted,
+}
+
+/// The end of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finished {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Steps made, in all.
+    pub step: u64,
+    /// Positions seen, in all.
+    pub tokens: u64,
+    /// Seconds since this process began to train.
+    pub seconds: f64,
+    /// The newest checkpoint; `None` where the run was stopped before its first step.
+    pub checkpoint: Option<PathBuf>,
+    /// The last held-out loss measured.
+    pub evaluation: Option<Evaluation>,
+}

@@ -1,0 +1,277 @@
+//! What stands before the first step: folder, tokenizer, data, model, and the checkpoint to go on from.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+
+use ernie_data::loader::MEMORY_BYTES;
+use ernie_data::source::{Source, SourceConfig};
+use ernie_data::tokenizer::{self, Tokenizer, TrainOptions};
+use ernie_data::{HeldOut, Loader, LoaderConfig, Marks};
+use ernie_files::gguf::Gguf;
+use ernie_model::weights::Weights;
+use ernie_model::{Loaded, ModelConfig, ModelSource, WeightsAs};
+
+use crate::checkpoint;
+use crate::error::{Error, Result};
+use crate::optimizer::AdamW;
+use crate::recipe::{BUNDLED, Data, Recipe, TokenizerSource};
+use crate::run::{Options, Trainer};
+
+/// See [`Trainer::prepare`].
+pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> {
+    recipe.check("recipe")?;
+    let out = &options.out;
+    let newest = take_folder(out, options.resume)?;
+    if let Some(path) = &newest {
+        same_recipe(&checkpoint::read_recipe(path)?, &recipe, path)?;
+    }
+
+    let tokenizer = match &newest {
+        Some(path) => Tokenizer::from_folder(path)?,
+        None => tokenizer_of(&recipe.data, options)?,
+    };
+    let (mut loader, held_out) = data(&recipe, &tokenizer, out)?;
+    let largest = held_out.as_ref().map_or(0, HeldOut::largest_id).max(loader.largest_id());
+
+    let source = newest.clone().map(ModelSource::Folder);
+    let Loaded { decoder, report } = match source {
+        Some(source) => ernie_model::load(&source, WeightsAs::F32)?,
+        None => model(&recipe, &tokenizer, options)?,
+    };
+    if largest as usize >= decoder.config().vocab_size {
+        let message = format!(
+            "the tokenizer gives ids up to {largest}, expected ids below the model's vocabulary of {}",
+            decoder.config().vocab_size
+        );
+        return Err(Error::Recipe { path: "recipe".into(), problems: vec![format!("data.tokenizer: {message}")] });
+    }
+
+    let mut optimizer = AdamW::new(&decoder.parameters(), &recipe.optimizer);
+    let (mut step, mut tokens) = (0, 0);
+    if let Some(path) = &newest {
+        let state = checkpoint::restore(path, &decoder, &mut optimizer)?;
+        loader.restore(&state.loader).map_err(|error| resume_error(error, path))?;
+        (step, tokens) = (state.step, state.tokens);
+    }
+    if step > recipe.schedule.steps {
+        let message =
+            format!("{step} steps are made, schedule.steps is {}, expected at least as many", recipe.schedule.steps);
+        return Err(Error::Resume { path: newest.unwrap_or_default(), message });
+    }
+    ernie_files::atomic::write(&out.join("recipe.toml"), recipe.to_toml()?.as_bytes())?;
+
+    let mut notes = loader.notes().to_vec();
+    notes.extend(held_out.iter().flat_map(|held_out| held_out.notes().to_vec()));
+    notes.extend(report.notes);
+    Ok(Trainer {
+        recipe,
+        out: out.clone(),
+        commit: options.commit.clone(),
+        decoder,
+        kept: report.kept,
+        tokenizer,
+        loader,
+        held_out,
+        optimizer,
+        step,
+        tokens,
+        newest,
+        notes,
+    })
+}
+
+/// Makes sure that `out` is a folder we may write into; the newest complete checkpoint if there is one to resume.
+fn take_folder(out: &Path, resume: bool) -> Result<Option<PathBuf>> {
+    std::fs::create_dir_all(out).map_err(|error| Error::io(out, "cannot be created", error))?;
+    let mut entries = std::fs::read_dir(out).map_err(|error| Error::io(out, "cannot be listed", error))?;
+    if !resume {
+        return match entries.next() {
+            Some(_) => Err(Error::NotEmpty { path: out.to_owned() }),
+            None => Ok(None),
+        };
+    }
+    ernie_files::atomic::clean(out)?;
+    Ok(checkpoint::newest(out)?.map(|(_, path)| path))
+}
+
+/// A run goes on by the recipe it began with, but for what does not change the steps already made.
+fn same_recipe(then: &Recipe, now: &Recipe, path: &Path) -> Result<()> {
+    let mut problems = Vec::new();
+    if now.schedule.steps < then.schedule.steps {
+        problems.push(format!(
+            "schedule.steps was {} and is {}, expected at least as many",
+            then.schedule.steps, now.schedule.steps
+        ));
+    }
+    let free = |recipe: &Recipe| {
+        let mut recipe = recipe.clone();
+        recipe.schedule.steps = 0;
+        recipe.checkpoint = Default::default();
+        recipe.evaluation = Default::default();
+        // What the files hold is compared by the loader, whose word on it is better.
+        recipe.data.train = Vec::new();
+        recipe.data.held_out = Vec::new();
+        toml::Table::try_from(&recipe).map_err(|error| Error::Internal(format!("recipe cannot be written: {error}")))
+    };
+    differences("", &toml::Value::Table(free(then)?), &toml::Value::Table(free(now)?), &mut problems);
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let message = format!("the recipe changed since the checkpoint: {}", problems.join("; "));
+    Err(Error::Resume { path: path.to_owned(), message })
+}
+
+fn differences(key: &str, then: &toml::Value, now: &toml::Value, problems: &mut Vec<String>) {
+    if let (toml::Value::Table(then), toml::Value::Table(now)) = (then, now) {
+        let keys: std::collections::BTreeSet<&String> = then.keys().chain(now.keys()).collect();
+        let absent = toml::Value::String("not set".into());
+        for name in keys {
+            let path = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            differences(&path, then.get(name).unwrap_or(&absent), now.get(name).unwrap_or(&absent), problems);
+        }
+    } else if then != now {
+        problems.push(format!("{key} was {then} and is {now}"));
+    }
+}
+
+fn resume_error(error: ernie_data::Error, path: &Path) -> Error {
+    match error {
+        ernie_data::Error::Resume(message) => Error::Resume { path: path.to_owned(), message },
+        other => other.into(),
+    }
+}
+
+/// The sources of a list of globs: the corpus inside the program under its own names, all else as written.
+fn source(globs: &[String], bundled: &str, data: &Data) -> SourceConfig {
+    let paths = globs.iter().map(|glob| if glob == BUNDLED { bundled.to_owned() } else { glob.clone() });
+    SourceConfig {
+        paths: paths.collect(),
+        format: data.format,
+        documents: data.documents,
+        text_fields: data.text_fields.clone(),
+        ..SourceConfig::default()
+    }
+}
+
+fn train_source(data: &Data) -> SourceConfig {
+    source(&data.train, "bundled:train", data)
+}
+
+/// What is held out; the bundled corpus alone brings its own.
+fn held_out_source(data: &Data) -> Option<SourceConfig> {
+    if !data.held_out.is_empty() {
+        return Some(source(&data.held_out, "bundled:held_out", data));
+    }
+    (data.train == [BUNDLED]).then(|| source(&data.train, "bundled:held_out", data))
+}
+
+fn tokenizer_of(data: &Data, options: &Options<'_>) -> Result<Tokenizer> {
+    let name = match &data.tokenizer {
+        TokenizerSource::Train(train) => return train_tokenizer(data, train.train),
+        TokenizerSource::Model(name) => name,
+    };
+    let path = model_path("data.tokenizer", name, options)?;
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        return Ok(Tokenizer::from_gguf(&Gguf::open(&path)?)?);
+    }
+    // `tokenizer.json` and `tokenizer.model` are read with the files beside them.
+    let folder = if path.is_file() { path.parent().unwrap_or(&path) } else { &path };
+    Ok(Tokenizer::from_folder(folder)?)
+}
+
+/// A byte-level BPE from the training text, streamed.
+fn train_tokenizer(data: &Data, vocab_size: usize) -> Result<Tokenizer> {
+    let mut source = Source::open(&train_source(data), Path::new("/"))?;
+    let mut failure = None;
+    let texts = std::iter::from_fn(|| match source.next() {
+        Ok(piece) => piece.map(|piece| piece.text),
+        Err(error) => {
+            failure = Some(error);
+            None
+        }
+    });
+    let trained = tokenizer::train_bpe(texts, &TrainOptions::ernie(vocab_size));
+    // A file that broke off half-way must not pass for a short one.
+    Ok(failure.map_or(trained, Err)?)
+}
+
+/// The path of a MODEL: itself, the newest checkpoint of a run folder, or what the caller finds for the name.
+fn model_path(key: &str, name: &str, options: &Options<'_>) -> Result<PathBuf> {
+    let path = PathBuf::from(name);
+    if path.exists() {
+        return Ok(checkpoint::newest(&path)?.map_or(path, |(_, newest)| newest));
+    }
+    (options.resolve)(name).ok_or_else(|| Error::Recipe {
+        path: "recipe".into(),
+        problems: vec![format!(
+            "{key}: {name:?} is neither a path nor in the local store; expected a path, or `ernie pull {name}` first"
+        )],
+    })
+}
+
+/// Opens training and held-out data.
+fn data(recipe: &Recipe, tokenizer: &Tokenizer, out: &Path) -> Result<(Loader, Option<HeldOut>)> {
+    let eos = tokenizer.eos().ok_or_else(|| Error::Recipe {
+        path: "recipe".into(),
+        problems: vec!["data.tokenizer: it has no end-of-text token, expected one to stand between documents".into()],
+    })?;
+    let marks = Marks::eos(eos);
+    // The loader's callback cannot fail; the first failure is kept and told after it.
+    let failure = RefCell::new(None);
+    let encode = |text: &str| match tokenizer.encode(text) {
+        Ok(ids) => ids,
+        Err(error) => {
+            failure.borrow_mut().get_or_insert(error);
+            Vec::new()
+        }
+    };
+    let (seq_len, rows) = (recipe.batch.seq_len, recipe.batch.rows);
+    let config = LoaderConfig {
+        sources: vec![(train_source(&recipe.data), 1.0)],
+        base_dir: PathBuf::from("/"),
+        sampler: ernie_data::sampler::SamplerKind::Uniform,
+        memory_bytes: MEMORY_BYTES,
+        spill_dir: Some(out.to_owned()),
+    };
+    let opened = Loader::open(&config, &encode, marks, seq_len, rows, recipe.seed);
+    let loader = failure.take().map_or(opened, Err)?;
+    let held_out = match held_out_source(&recipe.data).filter(|_| recipe.evaluation.every > 0) {
+        Some(source) => {
+            let open = |max_bytes| {
+                let opened = HeldOut::open(&source, "/", &encode, marks, seq_len, rows, max_bytes);
+                failure.take().map_or(opened, Err)
+            };
+            let all = open(u64::MAX)?;
+            let wanted = recipe.evaluation.batches.saturating_mul(rows) as u64;
+            let have = u64::from(all.rows());
+            // Cut by bytes rather than by rows, so that bits per byte stay exact.
+            match wanted > 0 && have > wanted {
+                true => Some(open((u128::from(all.text_bytes()) * u128::from(wanted) / u128::from(have)) as u64)?),
+                false => Some(all),
+            }
+        }
+        None => None,
+    };
+    Ok((loader, held_out))
+}
+
+/// A model for a new run.
+fn model(recipe: &Recipe, tokenizer: &Tokenizer, options: &Options<'_>) -> Result<Loaded> {
+    let model = &recipe.model;
+    if let Some(name) = &model.weights {
+        let path = model_path("model.weights", name, options)?;
+        let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+        let source = if is_gguf { ModelSource::Gguf(path) } else { ModelSource::Folder(path) };
+        return Ok(ernie_model::load(&source, WeightsAs::F32)?);
+    }
+    let mut config = match (&model.preset, &model.config) {
+        (Some(name), _) => ModelConfig::preset(name)?,
+        (None, Some(path)) => ModelConfig::from_json(&ernie_files::read_text(path, 1 << 20)?)?,
+        (None, None) => return Err(Error::Internal("a checked recipe names a model".into())),
+    };
+    config.bos_token_id = tokenizer.bos();
+    config.eos_token_ids = tokenizer.eos().into_iter().collect();
+    config.pad_token_id = tokenizer.pad();
+    let config = config.with_vocab_size(tokenizer.vocab_size())?;
+    Ok(ernie_model::build(Weights::random(config, recipe.seed, WeightsAs::F32)?)?)
+}

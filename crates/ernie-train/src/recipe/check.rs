@@ -1,0 +1,153 @@
+//! What a recipe must hold to be a run: every rule in one list, every broken one reported.
+
+use super::{Float, Recipe, SamplerKind, TokenizerSource};
+use crate::error::{Error, Result};
+
+/// Largest count of anything that a recipe may ask for; keeps products inside 64 bits.
+const MANY: usize = 1 << 24;
+
+/// Checks `recipe`, called `name` in errors.
+pub(super) fn check(recipe: &Recipe, name: &str) -> Result<()> {
+    let mut problems = Problems(Vec::new());
+    model(recipe, &mut problems);
+    data(recipe, &mut problems);
+    optimisation(recipe, &mut problems);
+    if !problems.0.is_empty() {
+        return Err(Error::Recipe { path: name.to_owned(), problems: problems.0 });
+    }
+    built(recipe)
+}
+
+/// Gathers what is wrong.
+struct Problems(Vec<String>);
+
+impl Problems {
+    /// Adds `key: message` unless `holds`.
+    fn expect(&mut self, holds: bool, key: &str, message: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(format!("{key}: {}", message()));
+        }
+    }
+
+    /// `value` must be finite and in `low..=high`.
+    fn range(&mut self, key: &str, value: f64, low: f64, high: f64) {
+        self.expect((low..=high).contains(&value), key, || match high {
+            f64::MAX => format!("expected a finite number of at least {low}, got {value}"),
+            _ => format!("expected a number from {low} to {high}, got {value}"),
+        });
+    }
+
+    /// `value` must be in `low..=MANY`.
+    fn count(&mut self, key: &str, value: usize, low: usize) {
+        self.expect((low..=MANY).contains(&value), key, || {
+            format!("expected a whole number from {low} to {MANY}, got {value}")
+        });
+    }
+}
+
+fn model(recipe: &Recipe, problems: &mut Problems) {
+    let model = &recipe.model;
+    let named =
+        [model.preset.is_some(), model.config.is_some(), model.weights.is_some()].iter().filter(|set| **set).count();
+    problems.expect(named == 1, "model", || match named {
+        0 => "expected one of preset, config or weights".into(),
+        _ => "preset, config and weights exclude each other".into(),
+    });
+}
+
+fn data(recipe: &Recipe, problems: &mut Problems) {
+    let data = &recipe.data;
+    problems.expect(!data.train.is_empty(), "data.train", || "expected at least one glob, or \"bundled\"".into());
+    for (key, globs) in [("data.train", &data.train), ("data.held_out", &data.held_out)] {
+        for pattern in globs {
+            problems.expect(!pattern.is_empty(), key, || "a glob is empty".into());
+            if let Err(error) = glob::Pattern::new(pattern) {
+                problems.0.push(format!("{key}: {pattern:?} is not a glob: {error}"));
+            }
+        }
+    }
+    let named = !data.text_fields.is_empty() && data.text_fields.iter().all(|field| !field.is_empty());
+    problems.expect(named, "data.text_fields", || "expected the names of fields".into());
+    match &data.tokenizer {
+        TokenizerSource::Model(name) => {
+            problems
+                .expect(!name.is_empty(), "data.tokenizer", || "expected a path, a MODEL or { train = VOCAB }".into());
+        }
+        TokenizerSource::Train(train) => {
+            problems.expect((300..=1 << 20).contains(&train.train), "data.tokenizer.train", || {
+                format!("expected a vocabulary from 300 to {}, got {}", 1 << 20, train.train)
+            });
+            problems.expect(recipe.model.weights.is_none(), "data.tokenizer", || {
+                "a new tokenizer does not fit the weights of model.weights; expected that model's own".into()
+            });
+        }
+    }
+    problems.count("batch.rows", recipe.batch.rows, 1);
+    problems.count("batch.seq_len", recipe.batch.seq_len, 2);
+    problems.count("batch.grad_accum", recipe.batch.grad_accum, 1);
+    let tokens = recipe.batch.rows.saturating_mul(recipe.batch.seq_len).saturating_mul(recipe.batch.grad_accum);
+    problems
+        .expect(tokens <= 1 << 32, "batch", || format!("a step has {tokens} tokens, expected at most {}", 1_u64 << 32));
+    problems.count("evaluation.batches", recipe.evaluation.batches, 0);
+}
+
+fn optimisation(recipe: &Recipe, problems: &mut Problems) {
+    let optimizer = &recipe.optimizer;
+    problems.range("optimizer.lr", optimizer.lr, 0.0, f64::MAX);
+    for beta in optimizer.betas {
+        problems.expect((0.0..1.0).contains(&beta), "optimizer.betas", || {
+            format!("expected numbers of at least 0 and below 1, got {beta}")
+        });
+    }
+    problems.expect(optimizer.eps > 0.0 && optimizer.eps.is_finite(), "optimizer.eps", || {
+        format!("expected a finite number above 0, got {}", optimizer.eps)
+    });
+    problems.range("optimizer.weight_decay", optimizer.weight_decay, 0.0, f64::MAX);
+    problems.range("optimizer.clip", optimizer.clip, 0.0, f64::MAX);
+    problems.range("optimizer.gate_lr_ratio", optimizer.gate_lr_ratio, 0.0, f64::MAX);
+
+    let objective = &recipe.objective;
+    problems.range("objective.router_bias_rate", objective.router_bias_rate, 0.0, f64::MAX);
+    problems.range("objective.router_balance", objective.router_balance, 0.0, f64::MAX);
+    problems.range("objective.router_z", objective.router_z, 0.0, f64::MAX);
+    problems.range("objective.router_orthogonal", objective.router_orthogonal, 0.0, f64::MAX);
+
+    let schedule = &recipe.schedule;
+    problems.expect((1..=1 << 40).contains(&schedule.steps), "schedule.steps", || {
+        format!("expected a whole number from 1 to {}, got {}", 1_u64 << 40, schedule.steps)
+    });
+    problems.range("schedule.decay_share", schedule.decay_share, 0.0, 1.0);
+    problems.range("schedule.final_share", schedule.final_share, 0.0, 1.0);
+
+    let parallel = &recipe.parallel;
+    for (key, value) in [("dp", parallel.dp), ("tp", parallel.tp), ("pp", parallel.pp), ("ep", parallel.ep)] {
+        problems.count(&format!("parallel.{key}"), value, 1);
+    }
+}
+
+/// What may be asked for one day, but not of this build.
+fn built(recipe: &Recipe) -> Result<()> {
+    if recipe.precision.compute != Float::F32 {
+        return Err(Error::NotBuilt { key: "precision.compute", value: "bf16".into(), built: "f32" });
+    }
+    let sampler = match recipe.sampler.kind {
+        SamplerKind::Uniform => None,
+        SamplerKind::Priority => Some("priority"),
+        SamplerKind::Curriculum => Some("curriculum"),
+    };
+    if let Some(value) = sampler {
+        return Err(Error::NotBuilt { key: "sampler.kind", value: value.into(), built: "uniform" });
+    }
+    let parallel = &recipe.parallel;
+    for (key, value) in [
+        ("parallel.dp", parallel.dp),
+        ("parallel.tp", parallel.tp),
+        ("parallel.pp", parallel.pp),
+        ("parallel.ep", parallel.ep),
+    ] {
+        if value != 1 {
+            return Err(Error::NotBuilt { key, value: value.to_string(), built: "1 (one process)" });
+        }
+    }
+    Ok(())
+}

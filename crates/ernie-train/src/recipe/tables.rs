@@ -1,0 +1,360 @@
+//! The tables of a recipe: one struct a table, one field a key, every default in one place.
+//!
+//! Field docs here and comments in `recipes/reference.toml` say the same; a test holds the defaults of both equal.
+
+use std::path::PathBuf;
+
+pub use ernie_data::source::{Documents, Format};
+use serde::{Deserialize, Serialize};
+
+/// `[model]`: which network is trained, from which numbers.
+///
+/// Exactly one of `preset`, `config` and `weights` is set. The vocabulary of `preset` and `config` follows the tokenizer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// A shape by name, such as `"nano"`, with seeded random weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
+    /// A `config.json` that describes the shape, with seeded random weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<PathBuf>,
+    /// A MODEL whose weights are trained further.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
+}
+
+/// Where the tokenizer comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenizerSource {
+    /// A path or a MODEL.
+    Model(String),
+    /// A byte-level BPE trained on the training text.
+    Train(TrainTokenizer),
+}
+
+/// `data.tokenizer = { train = VOCAB }`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainTokenizer {
+    /// Size of the vocabulary, control tokens included.
+    pub train: usize,
+}
+
+/// `[data]`: text in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    /// Globs of the training files; `"bundled"` is the corpus inside the program.
+    #[serde(deserialize_with = "one_or_many")]
+    pub train: Vec<String>,
+    /// Globs of the held-out files; empty means none, except that `train = ["bundled"]` has its own.
+    #[serde(deserialize_with = "one_or_many")]
+    pub held_out: Vec<String>,
+    /// Where the tokenizer comes from.
+    pub tokenizer: TokenizerSource,
+    /// What the files are.
+    pub format: Format,
+    /// What the documents of text files are.
+    pub documents: Documents,
+    /// The fields (JSONL) or columns (Parquet) that hold the text, joined by a line break.
+    #[serde(deserialize_with = "one_or_many")]
+    pub text_fields: Vec<String>,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            train: Vec::new(),
+            held_out: Vec::new(),
+            tokenizer: TokenizerSource::Train(TrainTokenizer { train: 4096 }),
+            format: Format::Auto,
+            documents: Documents::File,
+            text_fields: vec!["text".into()],
+        }
+    }
+}
+
+/// `[batch]`: how much goes into one optimiser step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BatchSize {
+    /// Rows in a micro-batch.
+    pub rows: usize,
+    /// Tokens in a row.
+    pub seq_len: usize,
+    /// Micro-batches in a step.
+    pub grad_accum: usize,
+}
+
+impl Default for BatchSize {
+    fn default() -> Self {
+        Self { rows: 8, seq_len: 256, grad_accum: 1 }
+    }
+}
+
+impl BatchSize {
+    /// Rows in one optimiser step.
+    pub fn step_rows(&self) -> usize {
+        self.rows * self.grad_accum
+    }
+
+    /// Tokens in one optimiser step.
+    pub fn tokens(&self) -> usize {
+        self.step_rows() * self.seq_len
+    }
+}
+
+/// How rows are drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SamplerKind {
+    /// Every row once an epoch, in a seeded order.
+    #[default]
+    Uniform,
+    /// Rows of high loss more often. Not built yet.
+    Priority,
+    /// Easy rows first. Not built yet.
+    Curriculum,
+}
+
+/// `[sampler]`: which row comes next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampler {
+    /// How rows are drawn.
+    pub kind: SamplerKind,
+}
+
+/// What is minimised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ObjectiveKind {
+    /// Next-token prediction.
+    #[default]
+    Lm,
+}
+
+/// What the summed loss of a step is divided by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Normalise {
+    /// The unmasked tokens of the whole step.
+    #[default]
+    Tokens,
+    /// The token positions of the whole step, masked or not (ERNIE's token-balanced loss).
+    Constant,
+}
+
+/// `[objective]`: what is minimised, and what keeps a router healthy.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Objective {
+    /// What is minimised.
+    pub kind: ObjectiveKind,
+    /// What the summed loss is divided by.
+    pub normalise: Normalise,
+    /// Step of the correction bias after each optimiser step, 0 = off.
+    pub router_bias_rate: f64,
+    /// Weight of the auxiliary balance loss, 0 = off.
+    pub router_balance: f64,
+    /// Weight of the z-loss, 0 = off.
+    pub router_z: f64,
+    /// Weight of the orthogonality loss of the router's rows, 0 = off.
+    pub router_orthogonal: f64,
+}
+
+impl Default for Objective {
+    fn default() -> Self {
+        Self {
+            kind: ObjectiveKind::Lm,
+            normalise: Normalise::Tokens,
+            router_bias_rate: 0.001,
+            router_balance: 1e-5,
+            router_z: 0.0,
+            router_orthogonal: 1e-3,
+        }
+    }
+}
+
+/// The update rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay.
+    #[default]
+    Adamw,
+}
+
+/// Which parameters decay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// Those with two axes or more: not norms, not biases.
+    #[default]
+    Matrices,
+    /// Every trained one.
+    All,
+}
+
+/// `[optimizer]`: how a gradient becomes an update.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Optimizer {
+    /// The update rule.
+    pub kind: OptimizerKind,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Decay rates of the first and second moment.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay, per step and unit of learning rate.
+    pub weight_decay: f64,
+    /// Which parameters decay.
+    pub decay: Decay,
+    /// Largest global norm of the gradient, 0 = no clipping.
+    pub clip: f64,
+    /// Learning rate of the router's weight as a share of `lr`.
+    pub gate_lr_ratio: f64,
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Self {
+            kind: OptimizerKind::Adamw,
+            lr: 1e-3,
+            betas: [0.9, 0.95],
+            eps: 1e-8,
+            weight_decay: 0.1,
+            decay: Decay::Matrices,
+            clip: 1.0,
+            gate_lr_ratio: 1.0,
+        }
+    }
+}
+
+/// The shape of the learning rate after warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    /// Warm-up, stable, then decay by 1 − sqrt.
+    #[default]
+    Wsd,
+    /// Half a cosine.
+    Cosine,
+    /// No decay.
+    Constant,
+}
+
+/// `[schedule]`: how long, and the learning rate along the way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Schedule {
+    /// Optimiser steps of the whole run.
+    pub steps: u64,
+    /// Steps of linear warm-up.
+    pub warmup: u64,
+    /// The shape after warm-up.
+    pub kind: ScheduleKind,
+    /// Share of all steps that decay (`wsd`).
+    pub decay_share: f64,
+    /// Learning rate of the last step as a share of `optimizer.lr`.
+    pub final_share: f64,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { steps: 1000, warmup: 50, kind: ScheduleKind::Wsd, decay_share: 0.2, final_share: 0.1 }
+    }
+}
+
+/// A float format of the recipe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Float {
+    /// 32-bit.
+    #[default]
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+/// `[precision]`: number formats of the arithmetic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Precision {
+    /// Format of products.
+    pub compute: Float,
+}
+
+/// `[parallel]`: how a step is shared among processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Parallel {
+    /// Data-parallel processes.
+    pub dp: usize,
+    /// Tensor-parallel processes.
+    pub tp: usize,
+    /// Pipeline stages.
+    pub pp: usize,
+    /// Expert-parallel processes.
+    pub ep: usize,
+}
+
+impl Default for Parallel {
+    fn default() -> Self {
+        Self { dp: 1, tp: 1, pp: 1, ep: 1 }
+    }
+}
+
+/// `[checkpoint]`: what is saved when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Steps between checkpoints, 0 = only the last step.
+    pub every: u64,
+    /// Newest checkpoints kept, 0 = all.
+    pub keep: usize,
+    /// Format of the published weights; masters in `training_state/` are always f32.
+    pub dtype: Float,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every: 200, keep: 2, dtype: Float::F32 }
+    }
+}
+
+/// `[evaluation]`: the held-out loss on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Evaluation {
+    /// Steps between evaluations, 0 = never.
+    pub every: u64,
+    /// Micro-batches that an evaluation reads, about, 0 = all held-out text.
+    pub batches: usize,
+}
+
+impl Default for Evaluation {
+    fn default() -> Self {
+        Self { every: 100, batches: 0 }
+    }
+}
+
+/// Reads a list of strings, or one string as a list of one.
+fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    OneOrMany::deserialize(deserializer)
+        .map(|value| match value {
+            OneOrMany::One(one) => vec![one],
+            OneOrMany::Many(many) => many,
+        })
+        .map_err(|_| serde::de::Error::custom("expected a string or a list of strings"))
+}

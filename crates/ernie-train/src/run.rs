@@ -1,0 +1,249 @@
+//! A run: from a recipe to checkpoints, step by step, and on from where an earlier run stopped.
+//!
+//! The loop does what a step needs and nothing else; whoever looks on is an [`Observer`]. Stopped at any step and resumed equals not stopped,
+//! bit for bit: what a step depends on is the weights, the moments, the correction biases, the step number and the loader's position, and
+//! all five are in a checkpoint. The learning rate is a function of the step number.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use ernie_data::tokenizer::Tokenizer;
+use ernie_data::{HeldOut, Loader};
+use ernie_model::Decoder;
+use ernie_model::weights::Kept;
+
+use crate::checkpoint::{self, Snapshot, State};
+use crate::error::{Error, Result};
+use crate::evaluate::evaluate;
+use crate::observe::{
+    Evaluation, EventsWriter, Finished, MetricsWriter, Observer, Outcome, Saved, Started, StepReport,
+};
+use crate::optimizer::AdamW;
+use crate::prepare;
+use crate::recipe::Recipe;
+use crate::{schedule, step};
+
+/// What a run needs beside its recipe.
+pub struct Options<'a> {
+    /// The run folder.
+    pub out: PathBuf,
+    /// Go on from the newest complete checkpoint in `out`, or begin where there is none.
+    pub resume: bool,
+    /// The commit of the program, kept with every checkpoint.
+    pub commit: String,
+    /// Finds the folder or file of a MODEL that is not a path (a hub name in the local store); `None` if it is not there.
+    pub resolve: &'a dyn Fn(&str) -> Option<PathBuf>,
+}
+
+/// A run that is ready to step.
+pub struct Trainer {
+    pub(crate) recipe: Recipe,
+    pub(crate) out: PathBuf,
+    pub(crate) commit: String,
+    pub(crate) decoder: Decoder,
+    pub(crate) kept: Vec<Kept>,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) loader: Loader,
+    pub(crate) held_out: Option<HeldOut>,
+    pub(crate) optimizer: AdamW,
+    pub(crate) step: u64,
+    pub(crate) tokens: u64,
+    pub(crate) newest: Option<PathBuf>,
+    pub(crate) notes: Vec<String>,
+}
+
+impl Trainer {
+    /// Makes the run folder, the tokenizer, the data and the model ready, and takes up the newest complete checkpoint if asked to.
+    ///
+    /// # Errors
+    /// [`Error::NotEmpty`] for a folder with something in it and no `resume`; [`Error::Resume`] where the recipe or the data are not those of
+    /// the checkpoint (`schedule.steps` may be raised, `[checkpoint]` and `[evaluation]` may change); whatever the recipe's files are at fault for.
+    pub fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Self> {
+        prepare::prepare(recipe, options)
+    }
+
+    /// Trains to the last step, or to the end of the step during which `stop` becomes true.
+    ///
+    /// The run's own observers (`metrics.jsonl`, TensorBoard events) are told first, then `observers` in order.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] when the loss or the gradient is not a number: the last checkpoint is untouched. Errors of observers and disk.
+    pub fn run(&mut self, observers: &mut [&mut dyn Observer], stop: &AtomicBool) -> Result<Finished> {
+        let began = Instant::now();
+        let mut metrics = MetricsWriter::open(&self.out, self.step)?;
+        let mut events = EventsWriter::open(&self.out)?;
+        let mut watchers: Vec<&mut dyn Observer> = vec![&mut metrics, &mut events];
+        watchers.extend(observers.iter_mut().map(|observer| &mut **observer as &mut dyn Observer));
+
+        let started = self.started();
+        tell(&mut watchers, |watcher| watcher.started(&started))?;
+        let mut evaluation = None;
+        let mut outcome = Outcome::Complete;
+        while self.step < self.recipe.schedule.steps {
+            if stop.load(Ordering::SeqCst) {
+                outcome = Outcome::Interrupted;
+                break;
+            }
+            let mut report = self.step()?;
+            if self.is_due(self.recipe.evaluation.every)
+                && let Some(measured) = self.evaluate()?
+            {
+                tell(&mut watchers, |watcher| watcher.evaluated(report.step, &measured))?;
+                report.evaluation = Some(measured);
+                evaluation = Some(measured);
+            }
+            tell(&mut watchers, |watcher| watcher.step(&report))?;
+            let last = self.step == self.recipe.schedule.steps;
+            let every = self.recipe.checkpoint.every;
+            if last || (every > 0 && self.step.is_multiple_of(every)) {
+                self.save_and_tell(&mut watchers)?;
+            }
+        }
+        if outcome == Outcome::Interrupted && self.step > 0 {
+            self.save_and_tell(&mut watchers)?;
+        }
+        let finished = Finished {
+            outcome,
+            step: self.step,
+            tokens: self.tokens,
+            seconds: began.elapsed().as_secs_f64(),
+            checkpoint: self.newest.clone(),
+            evaluation,
+        };
+        tell(&mut watchers, |watcher| watcher.finished(&finished))?;
+        Ok(finished)
+    }
+
+    /// Makes one optimiser step.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] before anything is changed by a loss or gradient that is not a number.
+    pub fn step(&mut self) -> Result<StepReport> {
+        let began = Instant::now();
+        let number = self.step + 1;
+        let micro_batches =
+            (0..self.recipe.batch.grad_accum).map(|_| self.loader.next()).collect::<ernie_data::Result<Vec<_>>>()?;
+        let positions: usize = micro_batches.iter().map(|batch| batch.ids.len()).sum();
+
+        self.optimizer.zero_grad();
+        let measured = step::accumulate(&self.decoder, &micro_batches, &self.recipe.objective)?;
+        self.must_be_finite(number, "loss", measured.loss + measured.router_loss)?;
+        let grad_norm = self.optimizer.grad_norm()?;
+        self.must_be_finite(number, "grad_norm", grad_norm)?;
+
+        let lr = self.recipe.optimizer.lr * schedule::share(&self.recipe.schedule, self.step);
+        self.optimizer.step(lr, self.optimizer.clip_factor(grad_norm))?;
+        self.optimizer.zero_grad();
+        measured.dispatch.correct_bias(&self.decoder, self.recipe.objective.router_bias_rate)?;
+        for (batch, losses) in micro_batches.iter().zip(&measured.row_losses) {
+            self.loader.record(&batch.places, losses);
+        }
+
+        self.step = number;
+        self.tokens += positions as u64;
+        let seconds = began.elapsed().as_secs_f64();
+        Ok(StepReport {
+            step: number,
+            steps: self.recipe.schedule.steps,
+            tokens: self.tokens,
+            loss: measured.loss,
+            router_loss: measured.router_loss,
+            lr,
+            grad_norm,
+            tokens_per_s: positions as f64 / seconds.max(1e-9),
+            seconds,
+            router: measured.router(),
+            evaluation: None,
+        })
+    }
+
+    /// The held-out loss now; `None` where nothing is held out.
+    pub fn evaluate(&mut self) -> Result<Option<Evaluation>> {
+        self.held_out.as_mut().map(|held_out| evaluate(&self.decoder, held_out)).transpose()
+    }
+
+    /// Saves a checkpoint of the state now, and removes the oldest beyond `checkpoint.keep`.
+    pub fn save(&mut self) -> Result<PathBuf> {
+        let state = State::new(self.step, self.tokens, &self.optimizer, &self.loader, &self.commit);
+        let snapshot = Snapshot {
+            recipe: &self.recipe,
+            decoder: &self.decoder,
+            kept: &self.kept,
+            tokenizer: &self.tokenizer,
+            optimizer: &self.optimizer,
+            state: &state,
+        };
+        let path = checkpoint::save(&self.out, &snapshot)?;
+        self.newest = Some(path.clone());
+        checkpoint::keep_newest(&self.out, self.recipe.checkpoint.keep)?;
+        Ok(path)
+    }
+
+    /// The resolved recipe.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// The run folder.
+    pub fn out(&self) -> &Path {
+        &self.out
+    }
+
+    /// The model.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Steps made.
+    pub fn steps_made(&self) -> u64 {
+        self.step
+    }
+
+    fn started(&self) -> Started {
+        let parameters = self.decoder.parameters();
+        Started {
+            out: self.out.clone(),
+            step: self.step,
+            steps: self.recipe.schedule.steps,
+            tokens: self.tokens,
+            tokens_per_step: self.recipe.batch.tokens() as u64,
+            parameters: parameters.iter().filter(|p| p.is_trainable()).map(|p| p.elements() as u64).sum(),
+            documents: self.loader.documents(),
+            rows_per_epoch: self.loader.rows_per_epoch(),
+            text_bytes: self.loader.text_bytes(),
+            vocab_size: self.decoder.config().vocab_size,
+            notes: self.notes.clone(),
+        }
+    }
+
+    /// Whether something that happens `every` steps, and at the last, happens now.
+    fn is_due(&self, every: u64) -> bool {
+        every > 0 && (self.step.is_multiple_of(every) || self.step == self.recipe.schedule.steps)
+    }
+
+    fn save_and_tell(&mut self, watchers: &mut [&mut dyn Observer]) -> Result<()> {
+        let saved = Saved { step: self.step, path: self.save()? };
+        tell(watchers, |watcher| watcher.saved(&saved))
+    }
+
+    fn must_be_finite(&self, step: u64, what: &'static str, value: f64) -> Result<()> {
+        if value.is_finite() {
+            return Ok(());
+        }
+        let last = match &self.newest {
+            Some(path) => format!("the last checkpoint is {}", path.display()),
+            None => "there is no checkpoint yet".to_owned(),
+        };
+        Err(Error::NotFinite { step, what, value, last })
+    }
+}
+
+fn tell(watchers: &mut [&mut dyn Observer], mut event: impl FnMut(&mut dyn Observer) -> Result<()>) -> Result<()> {
+    watchers.iter_mut().try_for_each(|watcher| event(&mut **watcher))
+}

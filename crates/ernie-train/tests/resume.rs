@@ -1,0 +1,122 @@
+//! Stopped anywhere and resumed equals not stopped, bit for bit.
+
+mod common;
+
+use common::{Room, assert_same};
+use ernie_train::observe::read_metrics;
+use ernie_train::{Error, Outcome};
+
+/// All that a line of metrics says but the time it took.
+fn lines(room: &Room, out: &str) -> Vec<(u64, u64, u64, u64, u64, Option<u64>)> {
+    let metrics = read_metrics(&room.path(out)).unwrap();
+    let line = |m: &ernie_train::observe::MetricsLine| {
+        (m.step, m.tokens, m.loss.to_bits(), m.lr.to_bits(), m.grad_norm.to_bits(), m.val_loss.map(f64::to_bits))
+    };
+    metrics.iter().map(line).collect()
+}
+
+fn stopped_at_every_step(kind: &str) {
+    let room = Room::new(3000);
+    let whole = room.run(kind, "whole", false, &[]).unwrap();
+    assert_eq!((whole.outcome, whole.step), (Outcome::Complete, 8));
+    for stop in 0..=8 {
+        let out = format!("stopped-{stop}");
+        let first = room.stop_at(kind, &out, false, stop).unwrap();
+        let expected = if stop == 8 { Outcome::Complete } else { Outcome::Interrupted };
+        assert_eq!((first.outcome, first.step), (expected, stop));
+        // Only the run that was stopped before it began has nothing to go on from.
+        assert_eq!(first.checkpoint.is_some(), stop > 0);
+        let second = room.run(kind, &out, true, &[]).unwrap();
+        assert_eq!((second.outcome, second.step, second.tokens), (Outcome::Complete, 8, whole.tokens));
+        assert_same(&room.path("whole/checkpoint-8"), &room.path(&format!("{out}/checkpoint-8")));
+        assert_eq!(lines(&room, "whole"), lines(&room, &out));
+    }
+}
+
+#[test]
+fn dense_stopped_at_every_step() {
+    stopped_at_every_step("dense");
+}
+
+#[test]
+fn moe_stopped_at_every_step() {
+    stopped_at_every_step("moe");
+}
+
+#[test]
+fn stopped_again_and_again() {
+    let room = Room::new(3000);
+    room.run("moe", "whole", false, &[]).unwrap();
+    for stop in 1..8 {
+        room.stop_at("moe", "crumbs", true, stop).unwrap();
+    }
+    room.run("moe", "crumbs", true, &[]).unwrap();
+    assert_same(&room.path("whole/checkpoint-8"), &room.path("crumbs/checkpoint-8"));
+    assert_eq!(lines(&room, "whole"), lines(&room, "crumbs"));
+}
+
+#[test]
+fn metrics_are_cut_back_to_the_checkpoint() {
+    let room = Room::new(3000);
+    room.run("moe", "whole", false, &[]).unwrap();
+    room.run("moe", "cut", false, &[]).unwrap();
+    // As after a crash at step 8: the newest checkpoint left is that of step 3.
+    for step in [6, 8] {
+        std::fs::remove_dir_all(room.path(&format!("cut/checkpoint-{step}"))).unwrap();
+    }
+    room.run("moe", "cut", true, &[]).unwrap();
+    assert_eq!(lines(&room, "whole"), lines(&room, "cut"));
+    assert_same(&room.path("whole/checkpoint-8"), &room.path("cut/checkpoint-8"));
+}
+
+#[test]
+fn steps_may_be_raised_and_the_finished_run_goes_on() {
+    let room = Room::new(3000);
+    let constant = "schedule.kind=constant";
+    room.run("dense", "long", false, &[constant, "schedule.steps=10"]).unwrap();
+    room.run("dense", "raised", false, &[constant, "schedule.steps=6"]).unwrap();
+    let done = room
+        .run("dense", "raised", true, &[constant, "schedule.steps=10", "checkpoint.every=5", "evaluation.every=3"])
+        .unwrap();
+    assert_eq!(done.step, 10);
+    let weights = |out: &str| std::fs::read(room.path(out).join("checkpoint-10/model.safetensors")).unwrap();
+    assert!(weights("long") == weights("raised"));
+    // Nothing is left to do: it says so at once and changes nothing.
+    let again = room.run("dense", "raised", true, &[constant, "schedule.steps=10"]).unwrap();
+    assert_eq!((again.outcome, again.step), (Outcome::Complete, 10));
+}
+
+#[test]
+fn another_recipe_is_refused_with_what_differs() {
+    let room = Room::new(3000);
+    room.stop_at("dense", "run", false, 3).unwrap();
+    for (set, key) in [
+        ("optimizer.lr=0.5", "optimizer.lr"),
+        ("seed=4", "seed"),
+        ("batch.rows=1", "batch.rows"),
+        ("schedule.steps=7", "schedule.steps"),
+        ("objective.normalise=constant", "objective.normalise"),
+        ("data.tokenizer={ train = 301 }", "data.tokenizer.train"),
+        ("model.config=moe.json", "model.config"),
+    ] {
+        let error = room.run("dense", "run", true, &[set]).unwrap_err();
+        assert!(matches!(error, Error::Resume { .. }) && error.is_input(), "{error}");
+        assert!(error.to_string().contains(key), "{set}: {error}");
+    }
+    room.run("dense", "run", true, &[]).unwrap();
+}
+
+#[test]
+fn changed_data_is_refused() {
+    let room = Room::new(3000);
+    room.stop_at("dense", "run", false, 3).unwrap();
+    let original = std::fs::read_to_string(room.path("train.txt")).unwrap();
+    let same_length = original.replacen(' ', "x", 1);
+    for changed in [format!("{original} and more"), original[..1000].to_owned(), same_length] {
+        std::fs::write(room.path("train.txt"), changed).unwrap();
+        let error = room.run("dense", "run", true, &[]).unwrap_err();
+        assert!(matches!(error, Error::Resume { .. }) && error.is_input(), "{error}");
+    }
+    std::fs::write(room.path("train.txt"), original).unwrap();
+    room.run("dense", "run", true, &[]).unwrap();
+}
