@@ -1,0 +1,251 @@
+//! From stored bytes to the final form of a tensor, a few rows at a time, and the check that every value is finite.
+
+use ernie_kernels::{formats, quantize};
+
+use super::{Format, TensorBytes, WeightsAs};
+
+/// The number type a tensor is stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Format(Format),
+    /// 64-bit floats, narrowed to f32.
+    F64,
+}
+
+impl Kind {
+    /// Bytes of `elements` stored in rows of `columns`; `None` if they are no whole number of blocks.
+    pub(super) fn bytes(self, rows: usize, columns: usize) -> Option<usize> {
+        match self {
+            Kind::Format(format) => format.row_bytes(columns)?.checked_mul(rows),
+            Kind::F64 => columns.checked_mul(8)?.checked_mul(rows),
+        }
+    }
+}
+
+/// How many values are widened at a time while rounding; keeps the buffer small against the tensor.
+const CHUNK_ELEMENTS: usize = 1 << 18;
+
+/// A matrix in its final form: format, bytes, scales.
+pub(super) type Converted = (Format, TensorBytes, Option<Vec<f32>>);
+
+/// Brings `rows` × `columns` values to the form asked for; bytes that already have it are not touched.
+pub(super) fn convert(
+    kind: Kind,
+    bytes: TensorBytes,
+    scales: Option<Vec<f32>>,
+    [rows, columns]: [usize; 2],
+    to: WeightsAs,
+) -> Converted {
+    let target = match (to, kind) {
+        (WeightsAs::Native, Kind::Format(format)) => return (format, bytes, scales),
+        (WeightsAs::Native | WeightsAs::F32, _) => Format::F32,
+        (WeightsAs::Bf16, _) => Format::Bf16,
+        (WeightsAs::Int8, _) => Format::Int8,
+    };
+    if kind == Kind::Format(target) {
+        return (target, bytes, scales);
+    }
+    let mut reader = Reader { kind, bytes: &bytes, scales: scales.as_deref(), columns };
+    match target {
+        Format::Bf16 => {
+            let mut out = Vec::with_capacity(rows * columns * 2);
+            reader.each_chunk(rows, |values| {
+                out.extend(values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()));
+            });
+            (Format::Bf16, TensorBytes::Owned(out), None)
+        }
+        Format::Int8 => {
+            let (out, scales) = reader.int8(rows);
+            (Format::Int8, TensorBytes::Owned(out), Some(scales))
+        }
+        _ => {
+            let values = widen(kind, &bytes, scales.as_deref(), [rows, columns]);
+            (Format::F32, TensorBytes::Floats(values), None)
+        }
+    }
+}
+
+/// All values as f32.
+pub(super) fn widen(kind: Kind, bytes: &[u8], scales: Option<&[f32]>, [rows, columns]: [usize; 2]) -> Vec<f32> {
+    let mut out = vec![0.0; rows * columns];
+    if columns > 0 {
+        let reader = Reader { kind, bytes, scales, columns };
+        for (row, out) in out.chunks_exact_mut(columns).enumerate() {
+            reader.row(row, out);
+        }
+    }
+    out
+}
+
+/// Rounds f32 rows to int8 with one f16-representable scale each.
+pub(super) fn int8_of(values: &[f32], columns: usize) -> (Vec<u8>, Vec<f32>) {
+    let bytes: &[u8] = bytemuck::cast_slice(values);
+    let rows = values.len().checked_div(columns).unwrap_or(0);
+    Reader { kind: Kind::Format(Format::F32), bytes, scales: None, columns }.int8(rows)
+}
+
+struct Reader<'a> {
+    kind: Kind,
+    bytes: &'a [u8],
+    scales: Option<&'a [f32]>,
+    columns: usize,
+}
+
+impl Reader<'_> {
+    fn row(&self, row: usize, out: &mut [f32]) {
+        // The length was checked against the shape when the tensor was found.
+        let Some(row_bytes) = self.kind.bytes(1, self.columns) else { return };
+        let Some(bytes) = self.bytes.get(row * row_bytes..(row + 1) * row_bytes) else { return };
+        match self.kind {
+            Kind::Format(format) => formats::widen_row(format, bytes, out),
+            Kind::F64 => {
+                for (value, bytes) in out.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                    *value = f64::from_le_bytes(*bytes) as f32;
+                }
+            }
+        }
+        if let Some(scale) = self.scales.and_then(|scales| scales.get(row)) {
+            out.iter_mut().for_each(|value| *value *= scale);
+        }
+    }
+
+    /// Widens some rows at a time and hands them on.
+    fn each_chunk(&mut self, rows: usize, mut sink: impl FnMut(&[f32])) {
+        if self.columns == 0 || rows == 0 {
+            return;
+        }
+        let at_once = (CHUNK_ELEMENTS / self.columns).clamp(1, rows);
+        let mut values = vec![0.0; at_once * self.columns];
+        for first in (0..rows).step_by(at_once) {
+            let here = at_once.min(rows - first);
+            let values = &mut values[..here * self.columns];
+            for (offset, out) in values.chunks_exact_mut(self.columns).enumerate() {
+                self.row(first + offset, out);
+            }
+            sink(values);
+        }
+    }
+
+    fn int8(&mut self, rows: usize) -> (Vec<u8>, Vec<f32>) {
+        let columns = self.columns;
+        let mut out = vec![0_u8; rows * columns];
+        let mut scales = vec![0.0; rows];
+        let mut done = 0;
+        self.each_chunk(rows, |values| {
+            let here = values.len() / columns;
+            let out: &mut [i8] = bytemuck::cast_slice_mut(&mut out[done * columns..(done + here) * columns]);
+            quantize::int8_rows(values, columns, out, &mut scales[done..done + here]);
+            done += here;
+        });
+        (out, scales)
+    }
+}
+
+/// Whether every stored value is finite. Of blocked formats the block scales are looked at, which are the only
+/// floats there.
+pub(super) fn all_finite(kind: Kind, bytes: &[u8]) -> bool {
+    const F16_EXPONENT: u16 = 0x7c00;
+    let halves = |stride: usize, offsets: &[usize]| {
+        bytes.chunks_exact(stride).all(|block| {
+            offsets.iter().all(|&at| {
+                u16::from_le_bytes([block[at], block[at + 1]]) & F16_EXPONENT != F16_EXPONENT
+            })
+        })
+    };
+    // Whole runs are folded before they are judged, which the compiler turns into wide compares.
+    let shorts = |exponent: u16| {
+        bytes.chunks(4096).all(|run| {
+            !run.as_chunks::<2>().0.iter().fold(false, |bad, half| {
+                bad | (u16::from_le_bytes(*half) & exponent == exponent)
+            })
+        })
+    };
+    match kind {
+        Kind::F64 => bytes.as_chunks::<8>().0.iter().all(|wide| (f64::from_le_bytes(*wide) as f32).is_finite()),
+        Kind::Format(format) => match format {
+            Format::F32 => bytes.chunks(4096).all(|run| {
+                !run.as_chunks::<4>().0.iter().fold(false, |bad, word| {
+                    bad | (u32::from_le_bytes(*word) & 0x7f80_0000 == 0x7f80_0000)
+                })
+            }),
+            Format::F16 => shorts(F16_EXPONENT),
+            Format::Bf16 => shorts(0x7f80),
+            Format::Q8_0 | Format::Q4_0 | Format::Q5_0 => halves(format.block_bytes(), &[0]),
+            Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => halves(format.block_bytes(), &[0, 2]),
+            Format::Q6K => halves(format.block_bytes(), &[208]),
+            Format::Int8 => true,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn f32_bytes(values: &[f32]) -> TensorBytes {
+        TensorBytes::Owned(bytemuck::cast_slice(values).to_vec())
+    }
+
+    #[test]
+    fn native_and_equal_formats_are_left_alone() {
+        let bytes = f32_bytes(&[1.0, 2.0]);
+        for to in [WeightsAs::Native, WeightsAs::F32] {
+            let (format, out, scales) = convert(Kind::Format(Format::F32), bytes.clone(), None, [1, 2], to);
+            assert_eq!((format, &*out, scales), (Format::F32, &*bytes, None));
+        }
+    }
+
+    #[test]
+    fn bf16_rounds_to_nearest_even() {
+        let values = [1.0, 1.0 + 1.0 / 256.0, -3.0e38, 1e-40];
+        let (format, out, _) = convert(Kind::Format(Format::F32), f32_bytes(&values), None, [2, 2], WeightsAs::Bf16);
+        assert_eq!(format, Format::Bf16);
+        let expect: Vec<u8> = values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
+        assert_eq!(&*out, &expect[..]);
+    }
+
+    #[test]
+    fn int8_keeps_a_scale_a_row_and_widens_back() {
+        let values = [127.0, -127.0, 0.5, 0.25, 0.0, 0.0];
+        let (format, out, scales) =
+            convert(Kind::Format(Format::F32), f32_bytes(&values), None, [3, 2], WeightsAs::Int8);
+        assert_eq!(format, Format::Int8);
+        let scales = scales.unwrap();
+        assert_eq!(scales[0], 1.0);
+        assert_eq!(scales[2], 0.0);
+        let back = widen(Kind::Format(Format::Int8), &out, Some(&scales), [3, 2]);
+        for (back, value) in back.iter().zip(values) {
+            assert!((back - value).abs() <= 0.5 * 0.5 / 127.0 + 1e-3, "{back} {value}");
+        }
+    }
+
+    #[test]
+    fn many_chunks_are_one_tensor() {
+        let columns = 1000;
+        let rows = CHUNK_ELEMENTS / columns * 2 + 7;
+        let values: Vec<f32> = (0..rows * columns).map(|i| (i % 251) as f32).collect();
+        let (_, out, _) =
+            convert(Kind::Format(Format::F32), f32_bytes(&values), None, [rows, columns], WeightsAs::Bf16);
+        let back = widen(Kind::Format(Format::Bf16), &out, None, [rows, columns]);
+        assert!(back == values);
+    }
+
+    #[test]
+    fn values_that_are_no_numbers_are_seen_in_every_format() {
+        let f32s = |x: f32| bytemuck::cast_slice::<f32, u8>(&[0.0, x, 1.0]).to_vec();
+        assert!(all_finite(Kind::Format(Format::F32), &f32s(-1e38)));
+        assert!(!all_finite(Kind::Format(Format::F32), &f32s(f32::NAN)));
+        assert!(!all_finite(Kind::Format(Format::F32), &f32s(f32::NEG_INFINITY)));
+        let narrow = |bits: u16| [0, 0, bits.to_le_bytes()[0], bits.to_le_bytes()[1]];
+        assert!(!all_finite(Kind::Format(Format::F16), &narrow(0x7c00)));
+        assert!(!all_finite(Kind::Format(Format::Bf16), &narrow(0xff80)));
+        assert!(all_finite(Kind::Format(Format::F16), &narrow(0x7bff)));
+        assert!(!all_finite(Kind::F64, &1e300_f64.to_le_bytes()));
+        for (format, at) in [(Format::Q8_0, 0), (Format::Q4_1, 2), (Format::Q4K, 2), (Format::Q6K, 208)] {
+            let mut block = vec![0_u8; 2 * format.block_bytes()];
+            assert!(all_finite(Kind::Format(format), &block));
+            block[format.block_bytes() + at + 1] = 0x7c;
+            assert!(!all_finite(Kind::Format(format), &block), "{format:?}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Writing a model in the published `-PT` layout: `config.json`, `generation_config.json`, and safetensors, in one
+//! file or in shards with an index.
+//!
+//! Tensors are streamed: one tensor's values are asked for at a time. They are ordered by the width of
+//! their type, wide first, so that every tensor starts at a multiple of its own width, as readers expect that
+//! view the file in place.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ernie_files::atomic::Folder;
+use ernie_files::safetensors::Writer;
+use ernie_files::{Dtype, TensorInfo};
+use serde_json::json;
+
+use super::{Kept, convert};
+use crate::config::{Quantization, Role, StoredDtype};
+use crate::{Error, ModelConfig, Result};
+
+/// Bytes of tensors in one file before the next shard begins.
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// The number format a model is saved in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SaveAs {
+    /// Everything in f32.
+    F32,
+    /// Everything in bf16 but routers and correction bias, which stay f32, as published.
+    Bf16,
+    /// Matrices, embedding and head included, as I8 with an F16 scale a row; everything else in f32.
+    Int8,
+}
+
+/// Values handed out when they are written.
+pub type Values<'a> = Box<dyn Fn() -> Result<Cow<'a, [f32]>> + 'a>;
+
+/// One tensor to save: its published name, its shape, and where its values come from.
+pub struct SaveTensor<'a> {
+    /// Published name.
+    pub name: String,
+    /// Rows first.
+    pub shape: Vec<usize>,
+    /// Called once for each piece that is written; twice for 8-bit tensors, whose scales lie apart.
+    pub values: Values<'a>,
+}
+
+impl<'a> SaveTensor<'a> {
+    /// A tensor whose values are at hand.
+    pub fn of(name: impl Into<String>, shape: impl Into<Vec<usize>>, values: &'a [f32]) -> Self {
+        SaveTensor { name: name.into(), shape: shape.into(), values: Box::new(move || Ok(Cow::Borrowed(values))) }
+    }
+}
+
+/// What is written for one tensor.
+enum Piece<'a, 'b> {
+    Floats(&'a SaveTensor<'b>, Dtype),
+    Int8(&'a SaveTensor<'b>),
+    Scales(&'a SaveTensor<'b>),
+    Kept(&'a Kept),
+}
+
+impl Piece<'_, '_> {
+    fn info(&self) -> TensorInfo {
+        match self {
+            Piece::Floats(tensor, dtype) => TensorInfo::new(tensor.name.clone(), *dtype, tensor.shape.clone()),
+            Piece::Int8(tensor) => TensorInfo::new(tensor.name.clone(), Dtype::I8, tensor.shape.clone()),
+            Piece::Scales(tensor) => {
+                let rows = tensor.shape.first().copied().unwrap_or(1);
+                TensorInfo::new(format!("{}_scale", tensor.name), Dtype::F16, [rows, 1])
+            }
+            Piece::Kept(kept) => kept.info.clone(),
+        }
+    }
+
+    fn write(&self, writer: &mut Writer) -> Result<()> {
+        match self {
+            Piece::Kept(kept) => Ok(writer.write(&kept.bytes)?),
+            Piece::Floats(tensor, Dtype::F32) => Ok(writer.write(bytemuck::cast_slice(&values(tensor)?))?),
+            Piece::Floats(tensor, _) => {
+                let mut bytes = Vec::new();
+                for run in values(tensor)?.chunks(1 << 18) {
+                    bytes.clear();
+                    bytes.extend(run.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()));
+                    writer.write(&bytes)?;
+                }
+                Ok(())
+            }
+            Piece::Int8(tensor) => Ok(writer.write(&int8(tensor)?.0)?),
+            Piece::Scales(tensor) => {
+                let scales = int8(tensor)?.1;
+                let bytes: Vec<u8> =
+                    scales.iter().flat_map(|&scale| half::f16::from_f32(scale).to_le_bytes()).collect();
+                Ok(writer.write(&bytes)?)
+            }
+        }
+    }
+}
+
+/// The values of a tensor, refused where they are not finite or not as many as the shape says.
+fn values<'a>(tensor: &'a SaveTensor<'_>) -> Result<Cow<'a, [f32]>> {
+    let values = (tensor.values)()?;
+    let elements: usize = tensor.shape.iter().product();
+    if values.len() != elements {
+        let problem = format!("{} values for shape {:?}", values.len(), tensor.shape);
+        return Err(Error::Internal(format!("tensor `{}`: {problem}", tensor.name)));
+    }
+    Ok(values)
+}
+
+fn int8(tensor: &SaveTensor<'_>) -> Result<(Vec<u8>, Vec<f32>)> {
+    let columns = tensor.shape.get(1).copied().unwrap_or(1);
+    Ok(convert::int8_of(&values(tensor)?, columns))
+}
+
+/// Saves a model as the folder `path`, complete or not at all.
+///
+/// # Errors
+/// As [`save_into`], and [`Error::Files`] if the folder cannot be put in place.
+pub fn save(
+    path: &Path,
+    config: &ModelConfig,
+    tensors: &[SaveTensor<'_>],
+    kept: &[Kept],
+    save_as: SaveAs,
+) -> Result<()> {
+    let folder = Folder::begin(path)?;
+    save_into(folder.path(), config, tensors, kept, save_as)?;
+    Ok(folder.commit()?)
+}
+
+/// Writes a model's files into an existing folder, which the caller makes atomic.
+///
+/// `tensors` are those of [`ModelConfig::tensors`], in any order; `kept` are carried over as they are.
+///
+/// # Errors
+/// [`Error::Internal`] if the tensors are not those of the config, [`Error::NotBuilt`] for VL models, and
+/// [`Error::Files`] when writing fails.
+pub fn save_into(
+    folder: &Path,
+    config: &ModelConfig,
+    tensors: &[SaveTensor<'_>],
+    kept: &[Kept],
+    save_as: SaveAs,
+) -> Result<()> {
+    save_sharded(folder, config, tensors, kept, save_as, SHARD_BYTES)
+}
+
+/// As [`save_into`], with the size of a shard.
+///
+/// # Errors
+/// As [`save_into`].
+pub fn save_sharded(
+    folder: &Path,
+    config: &ModelConfig,
+    tensors: &[SaveTensor<'_>],
+    kept: &[Kept],
+    save_as: SaveAs,
+    shard_bytes: u64,
+) -> Result<()> {
+    if config.has_vl_layout() {
+        return Err(Error::not_built("saving the text side of a VL model"));
+    }
+    check(config, tensors)?;
+    let mut config = config.clone();
+    config.dtype = Some(if save_as == SaveAs::Bf16 { StoredDtype::Bf16 } else { StoredDtype::F32 });
+    config.quantization = (save_as == SaveAs::Int8).then_some(Quantization::Int8Channel);
+    // Without its tensors there is no multi-token prediction to announce.
+    config.mtp_layers = if kept.is_empty() { 0 } else { config.mtp_layers };
+
+    let mut pieces = Vec::new();
+    for tensor in tensors {
+        let role = Role::of(&tensor.name);
+        match save_as {
+            SaveAs::Int8 if role.is_matrix() => pieces.extend([Piece::Scales(tensor), Piece::Int8(tensor)]),
+            SaveAs::Bf16 if !matches!(role, Role::Router | Role::CorrectionBias) => {
+                pieces.push(Piece::Floats(tensor, Dtype::Bf16));
+            }
+            _ => pieces.push(Piece::Floats(tensor, Dtype::F32)),
+        }
+    }
+    pieces.extend(kept.iter().map(Piece::Kept));
+    let mut pieces: Vec<_> = pieces
+        .into_iter()
+        .map(|piece| {
+            let info = piece.info();
+            (piece, info)
+        })
+        .collect();
+    pieces.sort_by_key(|(_, info)| std::cmp::Reverse(info.dtype.size_bytes()));
+    write_shards(folder, &pieces, shard_bytes)?;
+
+    let write = |name: &str, value: &serde_json::Value| -> Result<()> {
+        let text = format!("{value:#}\n");
+        Ok(ernie_files::atomic::write(&folder.join(name), text.as_bytes())?)
+    };
+    write("config.json", &config.to_json())?;
+    write("generation_config.json", &generation(&config))
+}
+
+/// That `tensors` are exactly those of the config.
+fn check(config: &ModelConfig, tensors: &[SaveTensor<'_>]) -> Result<()> {
+    let wanted: BTreeMap<String, Vec<usize>> =
+        config.tensors().into_iter().map(|spec| (spec.name, spec.shape)).collect();
+    for tensor in tensors {
+        if wanted.get(&tensor.name) != Some(&tensor.shape) {
+            let problem = format!("tensor `{}` {:?} is not of the model", tensor.name, tensor.shape);
+            return Err(Error::Internal(format!("saving: {problem}")));
+        }
+    }
+    let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    if names.len() != tensors.len() || names.len() != wanted.len() {
+        let problem = format!("{} tensors, {} of them different, expected {}", tensors.len(), names.len(), wanted.len());
+        return Err(Error::Internal(format!("saving: {problem}")));
+    }
+    Ok(())
+}
+
+fn write_shards(folder: &Path, pieces: &[(Piece<'_, '_>, TensorInfo)], shard_bytes: u64) -> Result<()> {
+    let mut shards: Vec<Vec<usize>> = vec![Vec::new()];
+    let (mut here, mut total) = (0, 0);
+    for (index, (_, info)) in pieces.iter().enumerate() {
+        let bytes = info.bytes() as u64;
+        if here > 0 && here + bytes > shard_bytes {
+            shards.push(Vec::new());
+            here = 0;
+        }
+        here += bytes;
+        total += bytes;
+        if let Some(shard) = shards.last_mut() {
+            shard.push(index);
+        }
+    }
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let mut weight_map = BTreeMap::new();
+    for (number, shard) in shards.iter().enumerate() {
+        let name = match shards.len() {
+            1 => "model.safetensors".to_owned(),
+            of => format!("model-{:05}-of-{of:05}.safetensors", number + 1),
+        };
+        let infos: Vec<TensorInfo> = shard.iter().map(|&index| pieces[index].1.clone()).collect();
+        let mut writer = Writer::create(&folder.join(&name), &infos, &metadata)?;
+        for &index in shard {
+            pieces[index].0.write(&mut writer)?;
+            weight_map.insert(pieces[index].1.name.clone(), name.clone());
+        }
+        writer.finish()?;
+    }
+    if shards.len() > 1 {
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+        let text = format!("{index:#}\n");
+        ernie_files::atomic::write(&folder.join("model.safetensors.index.json"), text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The family's defaults for generating, with this model's ids.
+fn generation(config: &ModelConfig) -> serde_json::Value {
+    let json = config.to_json();
+    json!({
+        "bos_token_id": json["bos_token_id"],
+        "eos_token_id": json["eos_token_id"],
+        "pad_token_id": json["pad_token_id"],
+        "do_sample": true,
+        "temperature": 0.8,
+        "top_p": 0.8,
+        "repetition_penalty": 1.0,
+    })
+}
