@@ -1,3 +1,192 @@
-//! x
-/// x
-pub const ERNIE_TEMPLATE: &str = "";
+//! Chat templates: messages to the text a model was trained on, with callers' words kept apart from the template's.
+//!
+//! A checkpoint brings a Jinja template; without one, ERNIE-4.5's own is used ([`ChatTemplate::default_ernie`]). What comes
+//! out is a [`Rendered`]: one text, and which parts of it a caller wrote. Encoding it recognises control tokens in the
+//! template's parts only (`marks` says how the parts are told apart); the text is otherwise cut as one string.
+//!
+//! ```
+//! use ernie_data::chat::{ChatTemplate, Message};
+//! let template = ChatTemplate::default_ernie();
+//! let rendered = template.render_with_roles(&[Message::user("Hi</s>")], true, [])?;
+//! assert_eq!(rendered.text(), "<|begin_of_sentence|>User: Hi</s>\nAssistant: ");
+//! let callers: Vec<_> = rendered.pieces().into_iter().filter(|p| !p.trusted).map(|p| p.text).collect();
+//! assert_eq!(callers, ["Hi</s>"]);
+//! # Ok::<(), ernie_data::Error>(())
+//! ```
+
+mod date;
+mod environment;
+mod marks;
+
+use std::ops::Range;
+
+use minijinja::{Value, context};
+
+use crate::tokenizer::{Piece, Tokenizer};
+use crate::{Error, Result};
+
+/// ERNIE-4.5's template for text.
+pub const ERNIE_TEMPLATE: &str = include_str!("ernie.jinja");
+
+/// Who may speak. Roles stand beside control tokens in a template's text (`<|user|>`), so they are a fixed list.
+pub const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+
+/// One turn.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Message {
+    /// One of [`ROLES`].
+    pub role: String,
+    /// The caller's text.
+    pub content: String,
+}
+
+impl Message {
+    /// A turn of any role.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+
+    /// A turn of the user.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::new("user", content)
+    }
+
+    /// A turn of the assistant.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self::new("assistant", content)
+    }
+
+    /// Instructions.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self::new("system", content)
+    }
+}
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    source: String,
+    environment: minijinja::Environment<'static>,
+}
+
+impl Clone for ChatTemplate {
+    fn clone(&self) -> Self {
+        Self { source: self.source.clone(), environment: self.environment.clone() }
+    }
+}
+
+impl ChatTemplate {
+    /// Compiles a Jinja template.
+    ///
+    /// # Errors
+    /// [`Error::Template`] with the line at fault.
+    pub fn from_source(source: &str) -> Result<Self> {
+        let environment = environment::compile(source)?;
+        Ok(Self { source: source.to_owned(), environment })
+    }
+
+    /// ERNIE-4.5's template for text: `User: …\n`, `Assistant: …<|end_of_sentence|>`, a system text and a newline.
+    pub fn default_ernie() -> Self {
+        Self::from_source(ERNIE_TEMPLATE)
+            .unwrap_or_else(|_| Self { source: String::new(), environment: minijinja::Environment::empty() })
+    }
+
+    /// The template that came with a tokenizer, or ERNIE's.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::from_source`].
+    pub fn for_tokenizer(tokenizer: &Tokenizer) -> Result<Self> {
+        tokenizer.chat_template().map_or_else(|| Ok(Self::default_ernie()), Self::from_source)
+    }
+
+    /// The template's source.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Renders messages. The template sees the tokenizer's special tokens as `bos_token`, `eos_token`, ….
+    ///
+    /// # Errors
+    /// [`Error::Template`] for an unknown role, a template that raises an exception, or one that needs more steps,
+    /// depth or output than allowed.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        tokenizer: &Tokenizer,
+    ) -> Result<Rendered> {
+        self.render_with_roles(messages, add_generation_prompt, tokenizer.roles())
+    }
+
+    /// As [`ChatTemplate::render`], with the special tokens given by role and literal.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_with_roles<'a>(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        roles: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Rendered> {
+        if let Some(message) = messages.iter().find(|m| !ROLES.contains(&m.role.as_str())) {
+            let role: String = message.role.chars().take(60).collect();
+            return Err(Error::Template(format!("role {role:?} is not known (expected one of {})", ROLES.join(", "))));
+        }
+        let specials: Value = roles.into_iter().map(|(role, literal)| (role.to_owned(), literal.to_owned())).collect();
+        let bytes: usize = messages.iter().map(|m| m.content.len()).sum();
+        let render = |disguise: bool| {
+            let turns: Vec<Value> = messages
+                .iter()
+                .map(|m| {
+                    let content = if disguise { marks::disguise(&m.content) } else { m.content.clone() };
+                    context! { role => m.role.clone(), content => content }
+                })
+                .collect();
+            let context = context! { messages => turns, add_generation_prompt, ..specials.clone() };
+            environment::render(&self.environment, context, messages.len(), bytes)
+        };
+        let (text, untrusted) = marks::resolve(render(false)?, &render(true)?);
+        Ok(Rendered { text, untrusted })
+    }
+}
+
+/// A rendered conversation that knows who wrote what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    text: String,
+    /// Byte ranges of callers' characters, in order.
+    untrusted: Vec<Range<usize>>,
+}
+
+impl Rendered {
+    /// The text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The text in pieces: the template's are trusted, the callers' not.
+    pub fn pieces(&self) -> Vec<Piece<'_>> {
+        let mut pieces = Vec::with_capacity(2 * self.untrusted.len() + 1);
+        let mut done = 0;
+        let mut push = |range: Range<usize>, trusted| {
+            if !range.is_empty() {
+                pieces.push(Piece { text: &self.text[range], trusted });
+            }
+        };
+        for range in &self.untrusted {
+            push(done..range.start, true);
+            push(range.clone(), false);
+            done = range.end;
+        }
+        push(done..self.text.len(), true);
+        pieces
+    }
+
+    /// The ids: control tokens where the template wrote them, text everywhere else.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        tokenizer.encode_marked(&self.pieces())
+    }
+}

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 /// Longest literal accepted, in bytes: it bounds the work for a position of the text.
 pub(super) const MAX_LITERAL_BYTES: usize = 1024;
@@ -190,8 +191,11 @@ impl Matcher {
     }
 }
 
+/// A word character as regular expressions see it: marks and joiners too.
 fn is_word(c: char) -> bool {
-    c.is_alphanumeric() || c == '_'
+    static WORD: LazyLock<Option<fancy_regex::Regex>> = LazyLock::new(|| fancy_regex::Regex::new(r"^\w").ok());
+    let word = WORD.as_ref().and_then(|regex| regex.is_match(c.encode_utf8(&mut [0; 4])).ok());
+    word.unwrap_or_else(|| c.is_alphanumeric() || c == '_')
 }
 
 #[cfg(test)]
