@@ -1,0 +1,34 @@
+//! The gated MLP: `down(silu(gate(x)) · up(x))`.
+
+use std::sync::Arc;
+
+use ernie_nn::{Linear, Parameter, Value, ops};
+
+use super::{Activations, layer};
+use crate::Result;
+
+pub(crate) struct Mlp {
+    pub(crate) gate_proj: Linear,
+    pub(crate) up_proj: Linear,
+    pub(crate) down_proj: Linear,
+}
+
+impl Mlp {
+    pub(crate) fn forward(&self, x: &Value, activations: Activations) -> Result<Value> {
+        let gate = activations.keep(self.gate_proj.forward(x)?)?;
+        let up = activations.keep(self.up_proj.forward(x)?)?;
+        activations.keep(self.down_proj.forward(&activations.keep(ops::swiglu(&gate, &up)?)?)?)
+    }
+
+    fn linears(&self) -> [&Linear; 3] {
+        [&self.gate_proj, &self.up_proj, &self.down_proj]
+    }
+
+    pub(crate) fn collect(&self, into: &mut Vec<Arc<Parameter>>) {
+        layer::collect(&self.linears(), into);
+    }
+
+    pub(crate) fn weight_bytes(&self) -> u64 {
+        layer::weight_bytes(&self.linears())
+    }
+}

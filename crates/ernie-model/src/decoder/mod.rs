@@ -1,0 +1,161 @@
+//! The one decoder of the family, dense and mixture-of-experts alike.
+//!
+//! A batch is a flat list of tokens ([`Tokens`]); sequences are spans of it, so sequences of different
+//! lengths share a pass without padding. Whether keys and values live in a cache or only in this pass is a
+//! matter of who attends: with a [`KvCache`] the pass continues its sequences, without one each span stands
+//! alone, with gradients. Number formats are kinds of `Linear`; this file does not know them.
+//!
+//! Shape letters: `T` tokens, `h` hidden, `N` query heads, `K` key-value heads, `D` head width, `E` experts,
+//! `V` vocabulary.
+
+mod attention;
+mod build;
+mod cache;
+mod layer;
+mod mlp;
+mod moe;
+mod norm;
+mod probe;
+mod tokens;
+
+pub use build::{build, load};
+pub use cache::{ContiguousCache, KvCache};
+pub use ernie_nn::ops::{CrossEntropy, IGNORED, Routing};
+pub use moe::MoeLayer;
+pub use probe::Probe;
+pub use tokens::{Span, Tokens};
+
+use std::sync::Arc;
+
+use ernie_nn::ops::{self, Angles};
+use ernie_nn::{Linear, Parameter, Value, Weight, no_grad};
+
+use crate::{Error, ModelConfig, Result};
+use layer::{DecoderLayer, FeedForward, Pass};
+use norm::RmsNorm;
+
+/// In what width activations are kept between ops; sums, norms, router and softmax are f32 in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activations {
+    F32,
+    /// Rounded to bf16 after every op, as the reference computes in bf16.
+    Bf16,
+}
+
+impl Activations {
+    pub(crate) fn keep(self, value: Value) -> Result<Value> {
+        match self {
+            Self::F32 => Ok(value),
+            Self::Bf16 => Ok(ops::round_to_bf16(&value)?),
+        }
+    }
+}
+
+/// The model: embedding, layers, final norm, head.
+pub struct Decoder {
+    config: ModelConfig,
+    embed_tokens: Weight,
+    layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
+    lm_head: Linear,
+    activations: Activations,
+}
+
+impl Decoder {
+    /// The shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Final hidden states of a batch.
+    ///
+    /// # Shapes
+    /// `T` tokens → `[T, h]`, after the final norm.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if an id is not below `V`, or the spans do not cover the rows.
+    pub fn hidden(&self, tokens: &Tokens, cache: Option<&mut dyn KvCache>, probe: &mut dyn Probe) -> Result<Value> {
+        tokens.check(self.config.vocab_size)?;
+        let config = &self.config;
+        let mut pass = Pass {
+            layer: 0,
+            tokens,
+            angles: Angles::new(&tokens.positions, config.head_dim, config.rope_theta),
+            // The casts shorten the borrow of what is behind the reference, which an `Option` alone does not.
+            cache: cache.map(|cache| cache as &mut dyn KvCache),
+            probe: probe as &mut dyn Probe,
+            activations: self.activations,
+        };
+        let mut x = pass.keep(ops::embedding(&tokens.ids, &self.embed_tokens)?)?;
+        pass.probe.record("embed_out", &x);
+        for (index, layer) in self.layers.iter().enumerate() {
+            pass.layer = index;
+            x = layer.forward(&x, &mut pass)?;
+        }
+        self.norm.forward(&x)
+    }
+
+    /// Logits of hidden states: `[R, h] → [R, V]`, f32.
+    pub fn logits(&self, hidden: &Value) -> Result<Value> {
+        self.activations.keep(self.lm_head.forward(hidden)?)
+    }
+
+    /// Logits of the chosen rows of a batch, without recording. `[rows.len(), V]`, row-major.
+    ///
+    /// # Errors
+    /// As [`Self::hidden`]; and [`Error::Request`] if a row is beyond the batch.
+    pub fn forward_logits(&self, tokens: &Tokens, cache: Option<&mut dyn KvCache>, rows: &[usize]) -> Result<Vec<f32>> {
+        no_grad(|| {
+            let hidden = self.hidden(tokens, cache, &mut ())?;
+            let width = self.config.hidden_size;
+            let all = hidden.to_vec()?;
+            let mut chosen = Vec::with_capacity(rows.len() * width);
+            for &row in rows {
+                let line = all.get(row * width..(row + 1) * width);
+                chosen.extend_from_slice(line.ok_or_else(|| Error::Request(format!("row {row} of {}", tokens.len())))?);
+            }
+            Ok(self.logits(&Value::from_vec(chosen, &[rows.len(), width])?)?.to_vec()?)
+        })
+    }
+
+    /// `factor · Σ` of the cross-entropies of `hidden: [T, h]` against `targets: [T]`
+    /// ([`IGNORED`] carries none), in nats. The logits never exist whole.
+    pub fn loss(&self, hidden: &Value, targets: &[i64], factor: f64) -> Result<CrossEntropy> {
+        Ok(ops::head_cross_entropy(hidden, self.lm_head.weight(), targets, factor)?)
+    }
+
+    /// Every trainable parameter under its published name, in a fixed order; a tied head once.
+    ///
+    /// Empty of matrices when the weights were loaded in another format than f32.
+    pub fn parameters(&self) -> Vec<Arc<Parameter>> {
+        let mut all = Vec::new();
+        all.extend(self.embed_tokens.parameter().cloned());
+        self.layers.iter().for_each(|layer| layer.collect(&mut all));
+        all.push(self.norm.weight().clone());
+        if !self.config.tie_word_embeddings {
+            all.extend(self.lm_head.weight().parameter().cloned());
+        }
+        all
+    }
+
+    /// The mixture-of-experts layers with their layer index.
+    pub fn moe_layers(&self) -> impl Iterator<Item = (usize, &MoeLayer)> {
+        self.layers.iter().enumerate().filter_map(|(index, layer)| match &layer.mlp {
+            FeedForward::Moe(moe) => Some((index, moe)),
+            FeedForward::Dense(_) => None,
+        })
+    }
+
+    /// Bytes the weights take, each shared tensor once.
+    pub fn weight_bytes(&self) -> u64 {
+        let layers: u64 = self.layers.iter().map(DecoderLayer::weight_bytes).sum();
+        let head = if self.config.tie_word_embeddings { 0 } else { self.lm_head.weight().memory_bytes() };
+        self.embed_tokens.memory_bytes() + layers + head + 4 * self.config.hidden_size as u64
+    }
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Decoder({:?}, {} layers)", self.config.architecture, self.layers.len())
+    }
+}

@@ -1,0 +1,99 @@
+//! A mixture-of-experts layer: router, routed experts, shared expert.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use ernie_nn::ops::{self, Expert};
+use ernie_nn::{Linear, Parameter, Value};
+
+use super::layer::{self, Pass};
+use super::mlp::Mlp;
+use crate::{Error, Result};
+
+/// The feed-forward of a MoE layer. The router is f32 in every mode.
+pub struct MoeLayer {
+    gate: Linear,
+    /// `moe_statics.e_score_correction_bias`: added to the probabilities for selection only. Not trained by
+    /// gradients; empty where the model has none.
+    correction_bias: RwLock<Vec<f32>>,
+    experts: Vec<Expert>,
+    shared_experts: Option<Mlp>,
+    k: usize,
+    norm_min: f64,
+}
+
+impl MoeLayer {
+    pub(crate) fn new(
+        gate: Linear,
+        correction_bias: Vec<f32>,
+        experts: Vec<Expert>,
+        shared_experts: Option<Mlp>,
+        (k, norm_min): (usize, f64),
+    ) -> Self {
+        Self { gate, correction_bias: RwLock::new(correction_bias), experts, shared_experts, k, norm_min }
+    }
+
+    pub(crate) fn forward(&self, x: &Value, pass: &mut Pass<'_>) -> Result<Value> {
+        let logits = self.gate.forward(x)?;
+        let bias = self.correction_bias.read().unwrap_or_else(PoisonError::into_inner);
+        let routing = ops::route(&logits, &bias, self.k, self.norm_min)?;
+        drop(bias);
+        pass.probe.routing(pass.layer, &routing);
+        let routed = pass.keep(ops::experts(x, &routing, &self.experts)?)?;
+        match &self.shared_experts {
+            Some(shared) => pass.keep(ops::add(&routed, &shared.forward(x, pass.activations)?)?),
+            None => Ok(routed),
+        }
+    }
+
+    /// The router's weight `[E, h]`, where it is a parameter.
+    pub fn router(&self) -> Option<&Arc<Parameter>> {
+        self.gate.weight().parameter()
+    }
+
+    /// The number of routed experts.
+    pub fn num_experts(&self) -> usize {
+        self.experts.len()
+    }
+
+    /// The correction bias, one number an expert; empty where the model has none.
+    pub fn correction_bias(&self) -> Vec<f32> {
+        self.correction_bias.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the correction bias.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the number of entries changes.
+    pub fn set_correction_bias(&self, bias: &[f32]) -> Result<()> {
+        let mut current = self.correction_bias.write().unwrap_or_else(PoisonError::into_inner);
+        if current.len() != bias.len() {
+            return Err(Error::Request(format!("a correction bias of {} for {} experts", bias.len(), current.len())));
+        }
+        current.copy_from_slice(bias);
+        Ok(())
+    }
+
+    pub(crate) fn collect(&self, into: &mut Vec<Arc<Parameter>>) {
+        layer::collect(&[&self.gate], into);
+        for expert in &self.experts {
+            let weights = [&expert.gate_proj, &expert.up_proj, &expert.down_proj];
+            into.extend(weights.into_iter().filter_map(|weight| weight.parameter().cloned()));
+        }
+        if let Some(shared) = &self.shared_experts {
+            shared.collect(into);
+        }
+    }
+
+    pub(crate) fn weight_bytes(&self) -> u64 {
+        let expert = |expert: &Expert| {
+            [&expert.gate_proj, &expert.up_proj, &expert.down_proj]
+                .map(|weight| weight.memory_bytes())
+                .iter()
+                .sum::<u64>()
+        };
+        layer::weight_bytes(&[&self.gate])
+            + self.experts.iter().map(expert).sum::<u64>()
+            + self.shared_experts.as_ref().map_or(0, Mlp::weight_bytes)
+            + 4 * self.correction_bias().len() as u64
+    }
+}

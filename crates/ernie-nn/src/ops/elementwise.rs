@@ -1,0 +1,64 @@
+//! Sums, scales and roundings.
+
+use candle_core::Tensor;
+
+use crate::error::ensure;
+use crate::slice::{Slice, tensor};
+use crate::{Result, Value};
+
+/// `a + b`, of one shape.
+pub fn add(a: &Value, b: &Value) -> Result<Value> {
+    ensure(a.shape() == b.shape(), "add", || format!("{:?} and {:?}", a.shape(), b.shape()))?;
+    let sum = (a.tensor() + b.tensor())?;
+    Ok(Value::from_op(sum, &[a, b], |gradient| Ok(vec![Some(gradient.clone()), Some(gradient.clone())])))
+}
+
+/// Adds `row: [n]` to each row of `x: [T, n]`.
+pub fn add_row(x: &Value, row: &Value) -> Result<Value> {
+    let n = x.dim(1);
+    ensure(row.shape() == [n], "add_row", || format!("{:?} and {:?}", x.shape(), row.shape()))?;
+    let sum = x.tensor().broadcast_add(row.tensor())?;
+    Ok(Value::from_op(sum, &[x, row], move |gradient| {
+        let mut total = vec![0.0; n];
+        for line in Slice::of(gradient)?.chunks_exact(n.max(1)) {
+            total.iter_mut().zip(line).for_each(|(total, share)| *total += share);
+        }
+        Ok(vec![Some(gradient.clone()), Some(tensor(total, &[n])?)])
+    }))
+}
+
+/// `factor · x`.
+pub fn scale(x: &Value, factor: f64) -> Result<Value> {
+    let scaled = (x.tensor() * factor)?;
+    Ok(Value::from_op(scaled, &[x], move |gradient| Ok(vec![Some((gradient * factor)?)])))
+}
+
+/// The sum of all elements, as a value of shape `[1]`. Accumulates in f64.
+pub fn sum(x: &Value) -> Result<Value> {
+    let total: f64 = x.slice()?.iter().map(|&element| f64::from(element)).sum();
+    let shape = x.shape().to_vec();
+    Ok(Value::from_op(tensor(vec![total as f32], &[1])?, &[x], move |gradient| {
+        let seed = Slice::of(gradient)?[0];
+        Ok(vec![Some(tensor(vec![seed; shape.iter().product()], &shape)?)])
+    }))
+}
+
+/// `Σ weights · x`, as a value of shape `[1]`. Accumulates in f64.
+pub fn weighted_sum(x: &Value, weights: &Tensor) -> Result<Value> {
+    let shapes = || format!("{:?} and {:?}", x.shape(), weights.dims());
+    ensure(x.shape() == weights.dims(), "weighted_sum", shapes)?;
+    let pairs = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>();
+    let total = pairs(&x.slice()?, &Slice::of(weights)?);
+    let weights = weights.clone();
+    Ok(Value::from_op(tensor(vec![total as f32], &[1])?, &[x], move |gradient| {
+        let seed = f64::from(Slice::of(gradient)?[0]);
+        Ok(vec![Some((weights * seed)?)])
+    }))
+}
+
+/// Rounds to the nearest bf16 and back: what a bf16 activation keeps. For inference; not recorded.
+pub fn round_to_bf16(x: &Value) -> Result<Value> {
+    let mut data = x.to_vec()?;
+    ernie_kernels::elementwise::round_to_bf16(&mut data);
+    Value::from_vec(data, x.shape())
+}

@@ -1,0 +1,130 @@
+//! The routed experts of a layer as one op: sort, gather, three products an expert, combine.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use ernie_kernels::experts::{self as kernel, Order};
+use ernie_kernels::{gemm, swiglu};
+
+use super::Routing;
+use crate::error::ensure;
+use crate::slice::{Slice, tensor};
+use crate::{Parameter, Result, Value, Weight};
+
+/// One expert: a SwiGLU of its own.
+#[derive(Clone)]
+pub struct Expert {
+    /// `[M, h]`.
+    pub gate_proj: Weight,
+    /// `[M, h]`.
+    pub up_proj: Weight,
+    /// `[h, M]`.
+    pub down_proj: Weight,
+}
+
+/// `y_t = Σ_slot w[t, slot] · expert(x_t)`: dropless, sorted by expert, deterministic.
+///
+/// # Shapes
+/// `x: [T, h]`, routing of `T` tokens to `k` of `experts` → `[T, h]`. Each token adds its own `k` results,
+/// best expert first, so its sum does not depend on its company.
+pub fn experts(x: &Value, routing: &Routing, experts: &[Expert]) -> Result<Value> {
+    let (rows, hidden, k) = (x.dim(0), x.dim(1), routing.weights.dim(1));
+    ensure(routing.indices.len() == rows * k && routing.logits.dim(1) == experts.len(), "experts", || {
+        format!("x {:?}, {} choices of {} experts", x.shape(), routing.indices.len(), experts.len())
+    })?;
+    let order = Order::new(&routing.indices, experts.len(), k);
+    let mut gathered = vec![0.0; rows * k * hidden];
+    kernel::gather(&x.slice()?, hidden, &order, &mut gathered);
+    let mut results = vec![0.0; rows * k * hidden];
+    let mut kept = Vec::new();
+    for (index, expert) in experts.iter().enumerate().filter(|(index, _)| !order.rows(*index).is_empty()) {
+        let span = order.rows(index).start * hidden..order.rows(index).end * hidden;
+        let gate = expert.gate_proj.multiply(&gathered[span.clone()])?;
+        let up = expert.up_proj.multiply(&gathered[span.clone()])?;
+        let mut inner = vec![0.0; gate.len()];
+        swiglu::forward(&gate, &up, &mut inner);
+        results[span].copy_from_slice(&expert.down_proj.multiply(&inner)?);
+        kept.push((index, gate, up));
+    }
+    let mut out = vec![0.0; rows * hidden];
+    kernel::combine(&results, Some(&routing.weights.slice()?), hidden, &order, &mut out);
+    drop((gathered, results));
+
+    let trained: Vec<_> = experts.iter().flat_map(parameters).flatten().map(Parameter::value).collect();
+    let parents: Vec<&Value> = [x, &routing.weights].into_iter().chain(&trained).collect();
+    let backward = Backward {
+        x: x.tensor().clone(),
+        weights: routing.weights.tensor().clone(),
+        experts: trained.iter().map(|value| value.tensor().clone()).collect(),
+        order,
+        kept,
+    };
+    Ok(Value::from_op(tensor(out, &[rows, hidden])?, &parents, move |gradient| backward.run(gradient)))
+}
+
+fn parameters(expert: &Expert) -> [Option<&Arc<Parameter>>; 3] {
+    [&expert.gate_proj, &expert.up_proj, &expert.down_proj].map(Weight::parameter)
+}
+
+/// What the backward pass keeps: inputs, routing, and gate and up of each expert that had rows.
+struct Backward {
+    x: Tensor,
+    weights: Tensor,
+    /// Gate, up and down of each expert, in order.
+    experts: Vec<Tensor>,
+    order: Order,
+    kept: Vec<(usize, Vec<f32>, Vec<f32>)>,
+}
+
+impl Backward {
+    fn run(self, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let Self { x, weights, experts, order, kept } = self;
+        let hidden = x.dim(1)?;
+        let pairs = order.pairs.len();
+        // Rows sorted by expert: each token's input and output gradient once for every choice.
+        let (mut inputs, mut dy) = (vec![0.0; pairs * hidden], vec![0.0; pairs * hidden]);
+        kernel::gather(&Slice::of(&x)?, hidden, &order, &mut inputs);
+        kernel::gather(&Slice::of(gradient)?, hidden, &order, &mut dy);
+        let weight = Slice::of(&weights)?;
+        let mut dweight = vec![0.0; pairs];
+        let mut dinputs = vec![0.0; pairs * hidden];
+        // An expert without tokens has a gradient of zeros, as it has in the fused form of the reference.
+        let mut dexperts = experts.iter().map(Tensor::zeros_like).collect::<Result<Vec<_>, _>>()?;
+        for (index, gate, up) in kept {
+            let [w_gate, w_up, w_down] = &experts[3 * index..3 * index + 3] else { continue };
+            let range = order.rows(index);
+            let (rows, width) = (range.len(), gate.len() / range.len().max(1));
+            let span = range.start * hidden..range.end * hidden;
+            let (x, dy) = (&inputs[span.clone()], &mut dy[span.clone()]);
+            let mut inner = vec![0.0; gate.len()];
+            swiglu::forward(&gate, &up, &mut inner);
+            let mut dinner = vec![0.0; gate.len()];
+            gemm::nn(dy, &Slice::of(w_down)?, &mut dinner, rows, hidden, width, false);
+            for (row, &pair) in order.pairs[range].iter().enumerate() {
+                let dinner = &mut dinner[row * width..][..width];
+                // dw = dy · (W_down inner) = (dy W_down) · inner: the expert's output need not be kept.
+                dweight[pair as usize] = dinner.iter().zip(&inner[row * width..]).map(|(d, inner)| d * inner).sum();
+                dinner.iter_mut().for_each(|d| *d *= weight[pair as usize]);
+                dy[row * hidden..][..hidden].iter_mut().for_each(|d| *d *= weight[pair as usize]);
+            }
+            let product = |a: &[f32], b: &[f32], outs: usize, ins: usize| {
+                let mut c = vec![0.0; outs * ins];
+                gemm::tn(a, b, &mut c, outs, rows, ins, false);
+                tensor(c, &[outs, ins])
+            };
+            dexperts[3 * index + 2] = product(dy, &inner, hidden, width)?;
+            let (mut dgate, mut dup) = (vec![0.0; gate.len()], vec![0.0; gate.len()]);
+            swiglu::backward(&gate, &up, &dinner, &mut dgate, &mut dup);
+            dexperts[3 * index] = product(&dgate, x, width, hidden)?;
+            dexperts[3 * index + 1] = product(&dup, x, width, hidden)?;
+            let dinputs = &mut dinputs[span];
+            gemm::nn(&dgate, &Slice::of(w_gate)?, dinputs, rows, width, hidden, false);
+            gemm::nn(&dup, &Slice::of(w_up)?, dinputs, rows, width, hidden, true);
+        }
+        let mut dx = vec![0.0; x.elem_count()];
+        kernel::combine(&dinputs, None, hidden, &order, &mut dx);
+        let mut gradients = vec![Some(tensor(dx, x.dims())?), Some(tensor(dweight, weights.dims())?)];
+        gradients.extend(dexperts.into_iter().map(Some));
+        Ok(gradients)
+    }
+}

@@ -1,0 +1,229 @@
+//! A tensor that remembers how it was made, and the walk that turns that memory into gradients.
+//!
+//! Reverse-mode differentiation over a graph that is recorded while it runs. A node holds its parents and
+//! one closure that maps the gradient of its output to the gradients of its parents. Nodes are numbered
+//! in the order they are made, so descending numbers are a topological order and the walk is a heap.
+//! Each closure is taken out as it is used: what it captured (the activations) is freed there and then.
+
+use std::cell::Cell;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use candle_core::Tensor;
+
+use crate::slice::{Slice, tensor};
+use crate::{Error, Parameter, Result};
+
+/// Gradient of the output → one gradient for each parent, in order; `None` where the parent needs none.
+type Backward = Box<dyn FnOnce(&Tensor) -> Result<Vec<Option<Tensor>>> + Send>;
+
+/// An f32 tensor and, while recording, the node that made it. Cheap to clone.
+#[derive(Clone)]
+pub struct Value {
+    tensor: Tensor,
+    node: Option<Arc<Node>>,
+}
+
+struct Node {
+    id: u64,
+    kind: Kind,
+}
+
+enum Kind {
+    Leaf(Arc<Parameter>),
+    Op { parents: Vec<Option<Arc<Node>>>, backward: Mutex<Option<Backward>> },
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static RECORDING: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Runs `f` without recording on this thread: its values have no memory and cost none.
+pub fn no_grad<T>(f: impl FnOnce() -> T) -> T {
+    let _guard = Recording::set(false);
+    f()
+}
+
+/// Restores what it found when dropped, so that an early return or a panic cannot leave recording off.
+pub struct Recording(bool);
+
+impl Recording {
+    /// Switches recording on this thread until the guard is dropped.
+    pub fn set(on: bool) -> Self {
+        Self(RECORDING.replace(on))
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        RECORDING.set(self.0);
+    }
+}
+
+impl Value {
+    /// A value without memory: no gradient flows into it.
+    pub fn constant(tensor: Tensor) -> Self {
+        Self { tensor, node: None }
+    }
+
+    /// A constant over `data`, row-major.
+    ///
+    /// # Errors
+    /// [`Error::Candle`] if `data` does not fill `shape`.
+    pub fn from_vec(data: Vec<f32>, shape: &[usize]) -> Result<Self> {
+        Ok(Self::constant(tensor(data, shape)?))
+    }
+
+    /// The leaf of `parameter`: recorded when it is trainable and recording is on.
+    pub(crate) fn leaf(parameter: &Arc<Parameter>) -> Self {
+        let record = RECORDING.get() && parameter.is_trainable();
+        let node = record.then(|| Arc::new(Node::new(Kind::Leaf(parameter.clone()))));
+        Self { tensor: parameter.tensor().clone(), node }
+    }
+
+    /// The result of an op. `backward` is kept only if a gradient is wanted by some parent.
+    pub(crate) fn from_op(
+        output: Tensor,
+        parents: &[&Value],
+        backward: impl FnOnce(&Tensor) -> Result<Vec<Option<Tensor>>> + Send + 'static,
+    ) -> Self {
+        let node = needs_grad(parents).then(|| {
+            let parents = parents.iter().map(|parent| parent.node.clone()).collect();
+            Arc::new(Node::new(Kind::Op { parents, backward: Mutex::new(Some(Box::new(backward))) }))
+        });
+        Self { tensor: output, node }
+    }
+
+    /// The plain tensor.
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> &[usize] {
+        self.tensor.dims()
+    }
+
+    /// Its size along `dim`; 1 where it has no such dim.
+    pub fn dim(&self, dim: usize) -> usize {
+        self.shape().get(dim).copied().unwrap_or(1)
+    }
+
+    /// The same numbers without memory.
+    pub fn detach(&self) -> Self {
+        Self::constant(self.tensor.clone())
+    }
+
+    /// Whether a gradient can flow through this value.
+    pub fn is_recorded(&self) -> bool {
+        self.node.is_some()
+    }
+
+    /// A copy of the numbers, row-major.
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        Ok(self.slice()?.to_vec())
+    }
+
+    /// The number in a value of one element.
+    pub fn scalar(&self) -> Result<f32> {
+        match &*self.slice()? {
+            [one] => Ok(*one),
+            _ => Err(Error::shape("scalar", format!("{:?} is not one element", self.shape()))),
+        }
+    }
+
+    pub(crate) fn slice(&self) -> Result<Slice<'_>> {
+        Slice::of(&self.tensor)
+    }
+
+    /// Adds the gradient of this scalar into every trainable [`Parameter`] it depends on.
+    ///
+    /// The memory of the graph is consumed: a second call finds nothing to walk.
+    ///
+    /// # Errors
+    /// [`Error::Backward`] if the value is not a recorded scalar, or was walked before.
+    pub fn backward(&self) -> Result<()> {
+        if self.tensor.elem_count() != 1 {
+            return Err(Error::Backward("only a scalar has a gradient to start from"));
+        }
+        let root = self.node.clone().ok_or(Error::Backward("nothing was recorded"))?;
+        let mut gradients = HashMap::from([(root.id, tensor(vec![1.0], self.shape())?)]);
+        let mut queue = BinaryHeap::from([root]);
+        while let Some(node) = queue.pop() {
+            // A node that several children pushed is met several times in a row; the first takes all.
+            let Some(gradient) = gradients.remove(&node.id) else { continue };
+            match &node.kind {
+                Kind::Leaf(parameter) => parameter.accumulate(gradient)?,
+                Kind::Op { parents, backward } => {
+                    let backward = backward.lock().ok().and_then(|mut slot| slot.take());
+                    let backward = backward.ok_or(Error::Backward("this graph was walked before"))?;
+                    for (parent, share) in parents.iter().zip(backward(&gradient)?) {
+                        let (Some(parent), Some(share)) = (parent, share) else { continue };
+                        match gradients.remove(&parent.id) {
+                            Some(sum) => gradients.insert(parent.id, (sum + share)?),
+                            None => {
+                                queue.push(parent.clone());
+                                gradients.insert(parent.id, share)
+                            }
+                        };
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether any of `parents` asks for a gradient while this thread records.
+pub(crate) fn needs_grad(parents: &[&Value]) -> bool {
+    RECORDING.get() && parents.iter().any(|parent| parent.node.is_some())
+}
+
+impl Node {
+    fn new(kind: Kind) -> Self {
+        Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), kind }
+    }
+}
+
+// A long chain of values must not be dropped by recursion: a deep graph would overflow the stack.
+impl Drop for Node {
+    fn drop(&mut self) {
+        let mut pending = Vec::new();
+        if let Kind::Op { parents, .. } = &mut self.kind {
+            pending.append(parents);
+        }
+        while let Some(parent) = pending.pop() {
+            let Some(mut node) = parent.and_then(Arc::into_inner) else { continue };
+            if let Kind::Op { parents, .. } = &mut node.kind {
+                pending.append(parents);
+            }
+        }
+    }
+}
+
+impl PartialEq for Node {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+impl Eq for Node {}
+impl PartialOrd for Node {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Node {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.id.cmp(&other.id)
+    }
+}
+
+impl std::fmt::Debug for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let recorded = if self.is_recorded() { ", recorded" } else { "" };
+        write!(f, "Value({:?}{recorded})", self.shape())
+    }
+}
