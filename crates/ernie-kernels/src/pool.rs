@@ -142,18 +142,22 @@ impl<'a, T> Shared<'a, T> {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Buffers that are not in use, the one needed next on top.
+    static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Calls `f` with `len` floats of per-thread scratch, of unspecified content. Kept for the next call on the thread.
+/// Calls `f` with `len` floats of per-thread scratch that start on a cache line, of unspecified content.
 ///
-/// Nested use is allowed (the inner one allocates): a task may be stolen while another one waits.
+/// The memory is kept for the next call on the thread. Calls may nest: a task may be stolen while another one waits.
 pub(crate) fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    let mut buffer = SCRATCH.take();
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
+    const LINE: usize = 64 / size_of::<f32>();
+    let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if buffer.len() < len + LINE {
+        buffer.resize(len + LINE, 0.0);
     }
-    let result = f(&mut buffer[..len]);
-    SCRATCH.replace(buffer);
+    // The offset could only be refused in const evaluation, where 0 would be right as well.
+    let skip = buffer.as_ptr().align_offset(64).min(LINE);
+    let result = f(&mut buffer[skip..skip + len]);
+    SCRATCH.with_borrow_mut(|buffers| buffers.push(buffer));
     result
 }

@@ -23,10 +23,11 @@ kernel! {
                 let (s1, m1) = scale_and_min(&b[4..16], 2 * pair);
                 let (s2, m2) = scale_and_min(&b[4..16], 2 * pair + 1);
                 let (d1, m1, d2, m2) = (d * s1, d_min * m1, d * s2, d_min * m2);
-                let (low, high) = out.split_at_mut(32);
-                for ((low, high), &q) in low.iter_mut().zip(high).zip(q) {
-                    *low = d1 * f32::from(q & 15) - m1;
-                    *high = d2 * f32::from(q >> 4) - m2;
+                for (out, &q) in out[..32].iter_mut().zip(q) {
+                    *out = d1 * f32::from(q & 15) - m1;
+                }
+                for (out, &q) in out[32..].iter_mut().zip(q) {
+                    *out = d2 * f32::from(q >> 4) - m2;
                 }
             }
         }
@@ -43,10 +44,11 @@ kernel! {
                 let (s1, m1) = scale_and_min(&b[4..16], 2 * pair);
                 let (s2, m2) = scale_and_min(&b[4..16], 2 * pair + 1);
                 let (d1, m1, d2, m2) = (d * s1, d_min * m1, d * s2, d_min * m2);
-                let (low, high) = out.split_at_mut(32);
-                for (((low, high), &q), &h) in low.iter_mut().zip(high).zip(q).zip(fifth) {
-                    *low = d1 * f32::from(q & 15 | (h >> (2 * pair) & 1) << 4) - m1;
-                    *high = d2 * f32::from(q >> 4 | (h >> (2 * pair + 1) & 1) << 4) - m2;
+                for ((out, &q), &h) in out[..32].iter_mut().zip(q).zip(fifth) {
+                    *out = d1 * f32::from(q & 15 | (h >> (2 * pair) & 1) << 4) - m1;
+                }
+                for ((out, &q), &h) in out[32..].iter_mut().zip(q).zip(fifth) {
+                    *out = d2 * f32::from(q >> 4 | (h >> (2 * pair + 1) & 1) << 4) - m2;
                 }
             }
         }

@@ -51,10 +51,12 @@ kernel! {
         // f16 scale, 16 bytes: the low nibbles are elements 0..16, the high ones 16..32.
         for (out, b) in out.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<18>().0) {
             let d = f16_at(b, 0);
-            let (low, high) = out.split_at_mut(16);
-            for ((low, high), &q) in low.iter_mut().zip(high).zip(&b[2..]) {
-                *low = (i32::from(q & 15) - 8) as f32 * d;
-                *high = (i32::from(q >> 4) - 8) as f32 * d;
+            // Two loops: each vectorises, the two stores of one loop did not.
+            for (out, &q) in out[..16].iter_mut().zip(&b[2..]) {
+                *out = (i32::from(q & 15) - 8) as f32 * d;
+            }
+            for (out, &q) in out[16..].iter_mut().zip(&b[2..]) {
+                *out = (i32::from(q >> 4) - 8) as f32 * d;
             }
         }
     }
@@ -65,10 +67,11 @@ kernel! {
         // f16 scale, f16 minimum, 16 bytes of nibbles as in Q4_0.
         for (out, b) in out.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<20>().0) {
             let (d, m) = (f16_at(b, 0), f16_at(b, 2));
-            let (low, high) = out.split_at_mut(16);
-            for ((low, high), &q) in low.iter_mut().zip(high).zip(&b[4..]) {
-                *low = f32::from(q & 15) * d + m;
-                *high = f32::from(q >> 4) * d + m;
+            for (out, &q) in out[..16].iter_mut().zip(&b[4..]) {
+                *out = f32::from(q & 15) * d + m;
+            }
+            for (out, &q) in out[16..].iter_mut().zip(&b[4..]) {
+                *out = f32::from(q >> 4) * d + m;
             }
         }
     }

@@ -4,10 +4,11 @@
 //! blocks of [`dots::BLOCK`] elements one after the other, sixteen lanes within a block folded in a fixed tree. It depends on
 //! the number of input features alone, so a row gives the same bits by itself and in a batch, at any number of threads.
 //!
-//! Weights are mapped bytes in their stored format. For one to three rows of input the plain formats are widened in registers;
-//! otherwise a chunk of weight rows is widened into per-thread scratch and used for all input rows.
+//! Weights are mapped bytes in their stored format. For a few rows of input they are read where they lie (plain formats widen
+//! in registers); for more, input and weights are packed into panels that stay in cache, weights being widened on the way.
 
 mod dots;
+mod panels;
 
 use std::ops::Range;
 
@@ -80,8 +81,11 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Rows of input from which on widened weights are kept in scratch instead of being widened in registers.
-const WIDEN_FROM: usize = 4;
+/// Rows of input from which on weights are widened into panels instead of being read where they lie.
+const PANELS_FROM: usize = 8;
+
+/// Most rows of input that are packed at a time: their panels and those of a task's weights share the second-level cache.
+const SLAB: usize = 252;
 
 /// `y = x · Wᵀ`, scaled row by row where `w` has scales.
 ///
@@ -99,10 +103,10 @@ pub fn forward(x: &[f32], w: &Rows<'_>, y: &mut [f32]) {
 /// # Panics
 /// When a length does not fit.
 pub fn forward_with_bias(x: &[f32], w: &Rows<'_>, bias: Option<&[f32]>, y: &mut [f32]) {
-    let row_bytes = w.check();
+    w.check();
     let (k, out) = (w.in_features, w.out_features);
     assert!(bias.is_none_or(|b| b.len() == out), "linear: one bias a row");
-    let rows = if out > 0 { y.len() / out } else { 0 };
+    let rows = y.len().checked_div(out).unwrap_or(0);
     assert!(
         y.len() == rows * out && (out == 0 || x.len() == rows * k),
         "linear: {} inputs of {k}, {} outputs of {out}",
@@ -112,43 +116,105 @@ pub fn forward_with_bias(x: &[f32], w: &Rows<'_>, bias: Option<&[f32]>, y: &mut 
     if y.is_empty() {
         return;
     }
+    if k == 0 {
+        y.fill(0.0);
+        finish(w, bias, 0..out, &pool::Shared::new(y), rows);
+        return;
+    }
     let isa = Isa::current();
+    if rows < PANELS_FROM {
+        few_rows(isa, x, w, bias, y, rows);
+        return;
+    }
+    // Slabs of nearly equal length, each a whole number of register blocks but for the last.
+    let slab = rows.div_ceil(rows.div_ceil(SLAB)).next_multiple_of(6);
+    for (x, y) in x.chunks(slab * k).zip(y.chunks_mut(slab * out)) {
+        slab_of_rows(isa, x, w, bias, y, x.len() / k);
+    }
+}
+
+/// One to seven rows: weights are read once, where they lie if they are plain, so that memory is all that limits.
+fn few_rows(isa: Isa, x: &[f32], w: &Rows<'_>, bias: Option<&[f32]>, y: &mut [f32], rows: usize) {
+    let (k, out, row_bytes) = (w.in_features, w.out_features, w.bytes.len() / w.out_features);
     let direct = match w.format {
         Format::F32 => Some(Element::F32),
         Format::F16 => Some(Element::F16),
         Format::Bf16 => Some(Element::Bf16),
         Format::Int8 => Some(Element::I8),
         _ => None,
-    }
-    .filter(|element| *element == Element::F32 || rows < WIDEN_FROM);
-    let chunk = chunk_rows(rows, out, k);
-    let shared = pool::Shared::new(y);
-    pool::ranges(out, chunk, |outputs| {
+    };
+    let y = pool::Shared::new(y);
+    pool::ranges(out, chunk_rows(rows, out, k), |outputs| {
         let bytes = &w.bytes[outputs.start * row_bytes..outputs.end * row_bytes];
         let task = dots::Task { x, rows, k, out, outputs: outputs.clone() };
-        // SAFETY (both calls): tasks have disjoint `outputs`, and each writes those columns of `y` only.
         if let Some(element) = direct {
-            // SAFETY: as said above.
-            unsafe { dots::run(isa, &task, element, bytes, &shared) };
+            // SAFETY: tasks have disjoint `outputs`, and each writes those columns of `y` only.
+            unsafe { dots::run(isa, &task, element, bytes, &y) };
         } else {
-            pool::scratch(outputs.len() * k, |wide| {
-                for (wide, row) in wide.chunks_exact_mut(k.max(1)).zip(bytes.chunks_exact(row_bytes.max(1))) {
-                    formats::widen(isa, w.format, row, wide);
-                }
-                // SAFETY: as said above.
-                unsafe { dots::run(isa, &task, Element::F32, bytemuck::cast_slice(wide), &shared) };
-            });
-        }
-        if w.scales.is_some() || bias.is_some() {
-            for row in 0..rows {
-                // SAFETY: this task's own columns again, and no other part of them is alive.
-                let y = unsafe { shared.part(row * out + outputs.start..row * out + outputs.end) };
-                for (y, o) in y.iter_mut().zip(outputs.clone()) {
-                    *y = *y * w.scales.map_or(1.0, |s| s[o]) + bias.map_or(0.0, |b| b[o]);
-                }
+            // Four rows at a time, so that what is widened is still in the first-level cache when it is used.
+            for (first, bytes) in outputs.clone().step_by(4).zip(bytes.chunks(4 * row_bytes)) {
+                let four = first..first + bytes.len() / row_bytes;
+                pool::scratch(four.len() * k, |wide| {
+                    for (wide, row) in wide.chunks_exact_mut(k).zip(bytes.chunks_exact(row_bytes)) {
+                        formats::widen(isa, w.format, row, wide);
+                    }
+                    let task = dots::Task { outputs: four, ..task };
+                    // SAFETY: these are some of this task's own columns.
+                    unsafe { dots::run(isa, &task, Element::F32, bytemuck::cast_slice(wide), &y) };
+                });
             }
         }
+        finish(w, bias, outputs, &y, rows);
     });
+}
+
+/// Many rows: the input is packed into panels once, each task packs its weights, and both stay in cache.
+fn slab_of_rows(isa: Isa, x: &[f32], w: &Rows<'_>, bias: Option<&[f32]>, y: &mut [f32], rows: usize) {
+    let (k, out, row_bytes) = (w.in_features, w.out_features, w.bytes.len() / w.out_features);
+    let panel = panels::Shape::new(isa, k);
+    pool::scratch(panel.elements(rows), |packed| {
+        pool::pieces(packed, panel.left_rows * panel.padded, |at, packed| {
+            let first = at / panel.padded;
+            let some = packed.len() / panel.padded;
+            for (i, row) in x[first * k..(first + some) * k].chunks_exact(k).enumerate() {
+                panels::pack_row(isa, row, packed, i, some);
+            }
+        });
+        let packed = &*packed;
+        let y = pool::Shared::new(y);
+        pool::ranges(out, chunk_rows(rows, out, k), |outputs| {
+            pool::scratch(panel.elements(outputs.len()) + k, |scratch| {
+                let (weights, wide) = scratch.split_at_mut(panel.elements(outputs.len()));
+                let bytes = &w.bytes[outputs.start * row_bytes..outputs.end * row_bytes];
+                for (i, row) in bytes.chunks_exact(row_bytes).enumerate() {
+                    let (weights, place, of) = panel.right_panel(weights, i, outputs.len());
+                    if let (Format::F32, Ok(row)) = (w.format, bytemuck::try_cast_slice(row)) {
+                        panels::pack_row(isa, row, weights, place, of);
+                    } else {
+                        formats::widen(isa, w.format, row, wide);
+                        panels::pack_row(isa, wide, weights, place, of);
+                    }
+                }
+                // SAFETY: tasks have disjoint `outputs`, and each writes those columns of `y` only.
+                unsafe { panels::run(isa, &panel, packed, rows, weights, &outputs, &y, out) };
+            });
+            finish(w, bias, outputs, &y, rows);
+        });
+    });
+}
+
+/// Scales and biases a task's columns.
+fn finish(w: &Rows<'_>, bias: Option<&[f32]>, outputs: Range<usize>, y: &pool::Shared<'_, f32>, rows: usize) {
+    if w.scales.is_none() && bias.is_none() {
+        return;
+    }
+    for row in 0..rows {
+        // SAFETY: called by the one task that has these columns, when no other part of them is alive.
+        let y = unsafe { y.part(row * w.out_features + outputs.start..row * w.out_features + outputs.end) };
+        for (y, o) in y.iter_mut().zip(outputs.clone()) {
+            *y = *y * w.scales.map_or(1.0, |s| s[o]) + bias.map_or(0.0, |b| b[o]);
+        }
+    }
 }
 
 /// Weight rows in a task: enough work to be worth handing over, few enough to stay in the second-level cache when widened.
