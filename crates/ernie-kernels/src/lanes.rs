@@ -45,6 +45,17 @@ pub(crate) trait Lanes: Copy {
         unsafe { [v[0].fold(), v[1].fold(), v[2].fold(), v[3].fold()] }
     }
 
+    /// Writes the transpose of 16 rows to 16 rows; rows are `from` and `to` elements apart.
+    #[inline(always)]
+    unsafe fn transpose(source: *const f32, from: usize, target: *mut f32, to: usize) {
+        for i in 0..16 {
+            for j in 0..16 {
+                // SAFETY: 16 elements of 16 rows are readable, and writable, by contract.
+                unsafe { target.add(j * to + i).write_unaligned(source.add(i * from + j).read_unaligned()) };
+            }
+        }
+    }
+
     /// Reads the first `n <= 16` elements, zeros for the rest.
     #[inline(always)]
     unsafe fn load_part(at: *const f32, n: usize) -> Self {
@@ -308,6 +319,35 @@ pub(crate) mod x86 {
         unsafe fn load_i8(at: *const u8) -> Self {
             // SAFETY: see the module.
             unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
+        }
+
+        #[inline(always)]
+        unsafe fn transpose(source: *const f32, from: usize, target: *mut f32, to: usize) {
+            // SAFETY: see the module; 16 elements of 16 rows are readable, and writable, by contract.
+            unsafe {
+                let rows: [__m512; 16] = std::array::from_fn(|i| _mm512_loadu_ps(source.add(i * from)));
+                // Pairs, then fours within quarters, then quarters across registers.
+                let pairs: [__m512; 16] = std::array::from_fn(|i| {
+                    let (a, b) = (rows[i & !1], rows[i | 1]);
+                    if i & 1 == 0 { _mm512_unpacklo_ps(a, b) } else { _mm512_unpackhi_ps(a, b) }
+                });
+                // `fours[4 g + c]`: column `c` of each quarter, of rows `4 g .. 4 g + 4`.
+                let fours: [__m512; 16] = std::array::from_fn(|i| {
+                    let (g, c) = (i & !3, i & 3);
+                    let (a, b) = (_mm512_castps_pd(pairs[g + c / 2]), _mm512_castps_pd(pairs[g + 2 + c / 2]));
+                    _mm512_castpd_ps(if c & 1 == 0 { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) })
+                });
+                for c in 0..4 {
+                    let (a, b, d, e) = (fours[c], fours[4 + c], fours[8 + c], fours[12 + c]);
+                    // Quarters 0 and 2, and 1 and 3, of two registers each.
+                    let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b));
+                    let (even2, odd2) = (_mm512_shuffle_f32x4::<0x88>(d, e), _mm512_shuffle_f32x4::<0xDD>(d, e));
+                    _mm512_storeu_ps(target.add(c * to), _mm512_shuffle_f32x4::<0x88>(even, even2));
+                    _mm512_storeu_ps(target.add((4 + c) * to), _mm512_shuffle_f32x4::<0x88>(odd, odd2));
+                    _mm512_storeu_ps(target.add((8 + c) * to), _mm512_shuffle_f32x4::<0xDD>(even, even2));
+                    _mm512_storeu_ps(target.add((12 + c) * to), _mm512_shuffle_f32x4::<0xDD>(odd, odd2));
+                }
+            }
         }
 
         #[inline(always)]

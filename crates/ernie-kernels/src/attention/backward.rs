@@ -125,8 +125,8 @@ impl Piece<'_> {
             for block in (0..length).step_by(KEYS) {
                 let count = KEYS.min(length - block);
                 let at = ((self.span.start + block) * heads.kv_heads + self.kv_head) * d;
-                tile::transpose(isa, &self.k[at..], width, count, d, keys_t, KEYS);
-                tile::transpose(isa, &self.v[at..], width, count, d, values_t, KEYS);
+                tile::transpose(isa, Tile { data: &self.k[at..], stride: width }, count, d, keys_t, KEYS);
+                tile::transpose(isa, Tile { data: &self.v[at..], stride: width }, count, d, values_t, KEYS);
                 d_keys.fill(0.0);
                 d_values.fill(0.0);
                 // Tiles start at multiples of their size; the first one that sees the block is the one its first key is in.
@@ -164,8 +164,8 @@ impl Piece<'_> {
                             means[at_row + i],
                         );
                     }
-                    tile::transpose(isa, probs, KEYS, rows, count, probs_t, most);
-                    tile::transpose(isa, d_scores, KEYS, rows, count, d_scores_t, most);
+                    tile::transpose(isa, Tile { data: probs, stride: KEYS }, rows, count, probs_t, most);
+                    tile::transpose(isa, Tile { data: d_scores, stride: KEYS }, rows, count, d_scores_t, most);
                     tile::multiply(isa, Tile { data: probs_t, stride: most }, d_out, d_values, d, count, rows, d, true);
                     tile::multiply(isa, Tile { data: d_scores_t, stride: most }, q, d_keys, d, count, rows, d, true);
                     let keys = Tile { data: &self.k[at..], stride: width };

@@ -143,7 +143,7 @@ impl Piece<'_> {
             for block in (first_block..end).step_by(KEYS) {
                 let count = KEYS.min(end - block);
                 let at = (block * heads.kv_heads + self.kv_head) * d;
-                tile::transpose(isa, &self.span.k[at..], heads.kv_width(), count, d, keys, KEYS);
+                tile::transpose(isa, Tile { data: &self.span.k[at..], stride: heads.kv_width() }, count, d, keys, KEYS);
                 tile::multiply(
                     isa,
                     Tile { data: queries, stride: d },

@@ -13,6 +13,13 @@ pub(super) struct Tile<'a> {
     pub(super) stride: usize,
 }
 
+impl Tile<'_> {
+    /// Whether the slice holds `rows` of `columns` elements.
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        rows == 0 || columns == 0 || columns <= self.stride && (rows - 1) * self.stride + columns <= self.data.len()
+    }
+}
+
 /// `c[i, j] = (c[i, j] if add) + sum over l in 0..k of a[i, l] * b[l, j]` for `i < m`, `j < n`.
 ///
 /// # Panics
@@ -29,11 +36,8 @@ pub(super) fn multiply(
     n: usize,
     add: bool,
 ) {
-    let fits = |rows: usize, columns: usize, stride: usize, len: usize| {
-        rows == 0 || columns == 0 || (columns <= stride || rows == 1) && (rows - 1) * stride + columns <= len
-    };
     assert!(
-        fits(m, k, a.stride, a.data.len()) && fits(k, n, b.stride, b.data.len()) && fits(m, n, c_stride, c.len()),
+        a.holds(m, k) && b.holds(k, n) && Tile { data: c, stride: c_stride }.holds(m, n),
         "attention: tile {m}x{k} by {k}x{n} outside its slice"
     );
     // SAFETY: the three matrices were just found to lie in their slices, and `c` is exclusive.
@@ -157,16 +161,60 @@ unsafe fn block<V: Lanes, const M: usize, const N: usize>(
     }
 }
 
-kernel! {
-    /// `out[j, i] = source[i, j]` for `i < rows`, `j < columns`, in small squares that stay in registers or cache.
-    fn transpose(source: &[f32], stride: usize, rows: usize, columns: usize, out: &mut [f32], out_stride: usize) {
-        for i in (0..rows).step_by(16) {
-            let i_end = (i + 16).min(rows);
+/// `out[j, i] = source[i, j]` for `i < rows`, `j < columns`.
+///
+/// # Panics
+/// When a matrix is outside its slice.
+pub(super) fn transpose(isa: Isa, source: Tile<'_>, rows: usize, columns: usize, out: &mut [f32], out_stride: usize) {
+    assert!(
+        source.holds(rows, columns) && Tile { data: out, stride: out_stride }.holds(columns, rows),
+        "attention: transpose of {rows}x{columns} outside its slice"
+    );
+    // SAFETY: both matrices were just found to lie in their slices, and `out` is exclusive.
+    unsafe { run_transpose(isa, source.data.as_ptr(), source.stride, rows, columns, out.as_mut_ptr(), out_stride) };
+}
+
+with_lanes! {
+    /// # Safety
+    /// As [`generic_transpose`].
+    unsafe fn run_transpose = generic_transpose(
+        source: *const f32,
+        from: usize,
+        rows: usize,
+        columns: usize,
+        out: *mut f32,
+        to: usize,
+    )
+}
+
+/// # Safety
+/// `source: [rows, columns]` may be read and `out: [columns, rows]` written, with these row strides.
+#[inline(always)]
+unsafe fn generic_transpose<V: Lanes>(
+    source: *const f32,
+    from: usize,
+    rows: usize,
+    columns: usize,
+    out: *mut f32,
+    to: usize,
+) {
+    let (whole_rows, whole_columns) = (rows / 16 * 16, columns / 16 * 16);
+    // SAFETY: squares lie below the whole counts, single elements below the counts: inside what the contract covers.
+    unsafe {
+        for j in (0..whole_columns).step_by(16) {
+            for i in (0..whole_rows).step_by(16) {
+                V::transpose(source.add(i * from + j), from, out.add(j * to + i), to);
+            }
+        }
+        let single = |i: usize, j: usize| *out.add(j * to + i) = *source.add(i * from + j);
+        for i in whole_rows..rows {
             for j in 0..columns {
-                let out = &mut out[j * out_stride + i..j * out_stride + i_end];
-                for (out, row) in out.iter_mut().zip(i..i_end) {
-                    *out = source[row * stride + j];
-                }
+                single(i, j);
+            }
+        }
+        for i in 0..whole_rows {
+            for j in whole_columns..columns {
+                single(i, j);
             }
         }
     }

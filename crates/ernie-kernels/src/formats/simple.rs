@@ -88,11 +88,11 @@ kernel! {
         // f16 scale, 32 fifth bits, 16 bytes of nibbles.
         for (out, b) in out.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<22>().0) {
             let (d, fifth) = (f16_at(b, 0), fifth_bits(b, 2));
-            let (low, high) = out.split_at_mut(16);
-            for (i, ((low, high), &q)) in low.iter_mut().zip(high).zip(&b[6..]).enumerate() {
-                let (q, i) = (u32::from(q), i as u32);
-                *low = ((q & 15 | (fifth >> i & 1) << 4) as i32 - 16) as f32 * d;
-                *high = ((q >> 4 | (fifth >> (i + 16) & 1) << 4) as i32 - 16) as f32 * d;
+            for (i, (out, &q)) in out[..16].iter_mut().zip(&b[6..]).enumerate() {
+                *out = ((u32::from(q & 15) | (fifth >> i & 1) << 4) as i32 - 16) as f32 * d;
+            }
+            for (i, (out, &q)) in out[16..].iter_mut().zip(&b[6..]).enumerate() {
+                *out = ((u32::from(q >> 4) | (fifth >> (i + 16) & 1) << 4) as i32 - 16) as f32 * d;
             }
         }
     }
@@ -103,11 +103,11 @@ kernel! {
         // f16 scale, f16 minimum, 32 fifth bits, 16 bytes of nibbles.
         for (out, b) in out.as_chunks_mut::<32>().0.iter_mut().zip(bytes.as_chunks::<24>().0) {
             let (d, m, fifth) = (f16_at(b, 0), f16_at(b, 2), fifth_bits(b, 4));
-            let (low, high) = out.split_at_mut(16);
-            for (i, ((low, high), &q)) in low.iter_mut().zip(high).zip(&b[8..]).enumerate() {
-                let (q, i) = (u32::from(q), i as u32);
-                *low = (q & 15 | (fifth >> i & 1) << 4) as f32 * d + m;
-                *high = (q >> 4 | (fifth >> (i + 16) & 1) << 4) as f32 * d + m;
+            for (i, (out, &q)) in out[..16].iter_mut().zip(&b[8..]).enumerate() {
+                *out = (u32::from(q & 15) | (fifth >> i & 1) << 4) as i32 as f32 * d + m;
+            }
+            for (i, (out, &q)) in out[16..].iter_mut().zip(&b[8..]).enumerate() {
+                *out = (u32::from(q >> 4) | (fifth >> (i + 16) & 1) << 4) as i32 as f32 * d + m;
             }
         }
     }

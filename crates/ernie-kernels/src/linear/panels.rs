@@ -41,7 +41,12 @@ impl Shape {
     }
 
     /// The panel that weight row `row` of `rows` belongs to, its place there, and the panel's number of rows.
-    pub(super) fn right_panel<'a>(&self, packed: &'a mut [f32], row: usize, rows: usize) -> (&'a mut [f32], usize, usize) {
+    pub(super) fn right_panel<'a>(
+        &self,
+        packed: &'a mut [f32],
+        row: usize,
+        rows: usize,
+    ) -> (&'a mut [f32], usize, usize) {
         let whole = rows / self.right_rows * self.right_rows;
         let of = if row < whole { self.right_rows } else { 1 };
         let place = if row < whole { row % self.right_rows } else { 0 };
@@ -85,7 +90,10 @@ pub(super) unsafe fn run(
     out: usize,
 ) {
     assert!(
-        x.len() == shape.elements(rows) && w.len() == shape.elements(outputs.len()) && outputs.end <= out && rows * out <= y.len(),
+        x.len() == shape.elements(rows)
+            && w.len() == shape.elements(outputs.len())
+            && outputs.end <= out
+            && rows * out <= y.len(),
         "linear: panel lengths"
     );
     // SAFETY: lengths were just checked; exclusiveness of the columns is this function's contract.
@@ -105,7 +113,15 @@ with_lanes! {
 /// `x` holds the panels of `rows` rows and `w` those of `n`, each of `steps` vectors a row and packed for this level; `y` may
 /// be written at `row * out + column` for `column < n`.
 #[inline(always)]
-unsafe fn generic<V: Lanes>(x: *const f32, w: *const f32, y: *mut f32, rows: usize, n: usize, steps: usize, out: usize) {
+unsafe fn generic<V: Lanes>(
+    x: *const f32,
+    w: *const f32,
+    y: *mut f32,
+    rows: usize,
+    n: usize,
+    steps: usize,
+    out: usize,
+) {
     const STEPS: usize = BLOCK / 16;
     let mut step = 0;
     while step < steps {
