@@ -3,8 +3,8 @@
 
 mod tokenizer_support;
 
-use tokenizer_support::{fixture, gunzip, reference, strings, test_data};
 use ernie_data::tokenizer::{DecodeStream, SideFiles, Tokenizer};
+use tokenizer_support::{fixture, gunzip, reference, strings, test_data};
 
 fn sentencepiece(name: &str) -> Tokenizer {
     Tokenizer::from_sentencepiece(&fixture(&format!("{name}.model")), &SideFiles::default()).unwrap()
@@ -29,7 +29,12 @@ fn compare(name: &str, tokenizer: &Tokenizer, with_special: bool, skip: impl Fn(
         }
         stream_agrees(tokenizer, &ids);
     }
-    assert!(wrong.is_empty(), "{name}: {} of {compared} differ:\n{}", wrong.len(), wrong[..wrong.len().min(12)].join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{name}: {} of {compared} differ:\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(12)].join("\n")
+    );
     assert!(compared >= 2_000, "{name}: only {compared} strings compared");
 }
 
@@ -106,7 +111,8 @@ fn gpt2() {
     let Some(folder) = test_data("GPT-2's tokenizer") else { return };
     let vocab: serde_json::Value =
         serde_json::from_slice(&gunzip(&std::fs::read(folder.join("tokenizers/gpt2_vocab.json.gz")).unwrap())).unwrap();
-    let merges = String::from_utf8(gunzip(&std::fs::read(folder.join("tokenizers/gpt2_merges.txt.gz")).unwrap())).unwrap();
+    let merges =
+        String::from_utf8(gunzip(&std::fs::read(folder.join("tokenizers/gpt2_merges.txt.gz")).unwrap())).unwrap();
     let merges: Vec<&str> = merges.lines().filter(|l| !l.starts_with("#version") && !l.is_empty()).collect();
     let byte_level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false});
     let file = serde_json::json!({
@@ -124,7 +130,10 @@ fn gpt2() {
 #[test]
 fn unigram_is_refused_by_name() {
     let mut models = vec![fixture("unigram.model")];
-    models.extend(test_data("a large Unigram model").map(|f| std::fs::read(f.join("tokenizers/chinese_llama_sp20k.model")).unwrap()));
+    models.extend(
+        test_data("a large Unigram model")
+            .map(|f| std::fs::read(f.join("tokenizers/chinese_llama_sp20k.model")).unwrap()),
+    );
     for model in models {
         let error = Tokenizer::from_sentencepiece(&model, &SideFiles::default()).unwrap_err();
         assert!(error.is_input());

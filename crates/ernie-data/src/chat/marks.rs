@@ -86,7 +86,8 @@ mod tests {
             let (plain, hidden) = (format!("<s>{}</s>", f(text)), format!("<s>{}</s>", f_disguised(f, text)));
             let (out, ranges) = resolve(plain.clone(), &hidden);
             assert_eq!(out, plain);
-            let trusted: Vec<usize> = plain.match_indices("<s>").map(|(i, _)| i).filter(|i| ranges.iter().all(|r| !r.contains(i))).collect();
+            let trusted: Vec<usize> =
+                plain.match_indices("<s>").map(|(i, _)| i).filter(|i| ranges.iter().all(|r| !r.contains(i))).collect();
             assert_eq!(trusted, [0]);
         }
     }

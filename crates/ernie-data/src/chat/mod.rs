@@ -109,12 +109,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] for an unknown role, a template that raises an exception, or one that needs more steps,
     /// depth or output than allowed.
-    pub fn render(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-        tokenizer: &Tokenizer,
-    ) -> Result<Rendered> {
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool, tokenizer: &Tokenizer) -> Result<Rendered> {
         self.render_with_roles(messages, add_generation_prompt, tokenizer.roles())
     }
 
@@ -132,7 +127,7 @@ impl ChatTemplate {
             let role: String = message.role.chars().take(60).collect();
             return Err(Error::Template(format!("role {role:?} is not known (expected one of {})", ROLES.join(", "))));
         }
-        let specials: Value = roles.into_iter().map(|(role, literal)| (role.to_owned(), literal.to_owned())).collect();
+        let specials = Value::from_pairs(roles.into_iter().map(|(r, literal)| (r.to_owned(), literal.to_owned())));
         let bytes: usize = messages.iter().map(|m| m.content.len()).sum();
         let render = |disguise: bool| {
             let turns: Vec<Value> = messages

@@ -201,10 +201,8 @@ impl Parts {
         let names = |content: &Option<String>, id: Option<u32>| {
             content.as_deref().is_some_and(|c| id.is_some() && by_text.get(c).copied() == id)
         };
-        let adds_bos =
-            side.adds_bos.or(self.adds_bos).unwrap_or_else(|| names(&self.first_special, role("bos_token")));
-        let adds_eos =
-            side.adds_eos.or(self.adds_eos).unwrap_or_else(|| names(&self.last_special, role("eos_token")));
+        let adds_bos = side.adds_bos.or(self.adds_bos).unwrap_or_else(|| names(&self.first_special, role("bos_token")));
+        let adds_eos = side.adds_eos.or(self.adds_eos).unwrap_or_else(|| names(&self.last_special, role("eos_token")));
         let unknown = role("unk_token").or(self.unknown);
         let mut files = self.files;
         files.extend(side.files);

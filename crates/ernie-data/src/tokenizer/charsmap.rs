@@ -32,8 +32,8 @@ impl Charsmap {
         }
         let (trie, replacements) = rest.split_at(length);
         let units = trie.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let replacements: String =
-            String::from_utf8(replacements.to_vec()).map_err(|_| "precompiled_charsmap: replacements are not UTF-8".to_owned())?;
+        let replacements: String = String::from_utf8(replacements.to_vec())
+            .map_err(|_| "precompiled_charsmap: replacements are not UTF-8".to_owned())?;
         if let Some(long) = replacements.split('\0').map(str::len).find(|len| *len > MAX_RULE_BYTES) {
             return Err(format!(
                 "precompiled_charsmap: a replacement of {long} bytes (expected at most {MAX_RULE_BYTES})"

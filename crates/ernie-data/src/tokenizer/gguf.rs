@@ -20,14 +20,10 @@ const PREFIX: &str = "tokenizer.ggml.";
 
 /// Pattern of Llama 3, and of Qwen 2 with `{1,3}` taken out.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Llama.cpp's own default, four cuts one after another.
-const DEFAULT: [&str; 4] = [
-    r"[\p{P}\$\+<=>\^~\|]+",
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
-    r"\p{N}+",
-    r"[0-9][0-9][0-9]",
-];
+const DEFAULT: [&str; 4] = [r"[\p{P}\$\+<=>\^~\|]+", GPT2_PATTERN, r"\p{N}+", r"[0-9][0-9][0-9]"];
 
 /// The patterns of a pre-tokenizer by its name in the file, and whether whole words are looked up first.
 fn patterns(name: &str) -> Option<(Vec<&'static str>, bool)> {
@@ -62,9 +58,8 @@ struct Common<'a> {
 
 /// See the module.
 pub(super) fn read(file: &Gguf) -> Result<Tokenizer> {
-    let model = file
-        .get_str(&key("model"))?
-        .ok_or_else(|| wrong("model", "is missing: the file holds no tokenizer"))?;
+    let model =
+        file.get_str(&key("model"))?.ok_or_else(|| wrong("model", "is missing: the file holds no tokenizer"))?;
     match model {
         "gpt2" => byte_level(file, common(file)?),
         "llama" => sentence_piece(file, common(file)?),
@@ -140,9 +135,9 @@ fn byte_level(file: &Gguf, common: Common<'_>) -> Result<Tokenizer> {
             }));
         }
     }
-    let splits = patterns.iter().map(|p| {
-        json!({"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": false})
-    });
+    let splits = patterns
+        .iter()
+        .map(|p| json!({"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": false}));
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let steps: Vec<Value> = splits.chain([byte_level.clone()]).collect();
     let document = json!({

@@ -132,9 +132,7 @@ impl HfBpe {
             Some(table) => self.byte_symbols(word, table),
             None => self.char_symbols(word),
         };
-        let merged = merge(symbols, |a, b| {
-            self.merges.get(&(a.id, b.id)).map(|(rank, id)| (-f64::from(*rank), *id))
-        });
+        let merged = merge(symbols, |a, b| self.merges.get(&(a.id, b.id)).map(|(rank, id)| (-f64::from(*rank), *id)));
         out.extend(merged.iter().map(|s| s.id));
     }
 

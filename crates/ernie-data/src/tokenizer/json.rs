@@ -212,8 +212,7 @@ fn parts(
         None => None,
     };
     let table = |text: &dyn Fn(u8) -> String| {
-        let ids: Vec<u32> =
-            (0..=255).map(|b| vocabulary.get(&text(b)).copied().unwrap_or(Symbol::UNKNOWN)).collect();
+        let ids: Vec<u32> = (0..=255).map(|b| vocabulary.get(&text(b)).copied().unwrap_or(Symbol::UNKNOWN)).collect();
         ids.try_into().ok().map(Box::new)
     };
     let byte_level = is_byte_level.then(|| table(&|b| byte_level::to_char(b).to_string())).flatten();
@@ -224,7 +223,11 @@ fn parts(
             continue;
         }
         if vocabulary.get(&token.content).is_some_and(|id| *id != token.id) {
-            return Err(format!("added token {:?} has id {} there and another in the vocabulary", shorten(&token.content), token.id));
+            return Err(format!(
+                "added token {:?} has id {} there and another in the vocabulary",
+                shorten(&token.content),
+                token.id
+            ));
         }
         parts.add(
             AddedToken {
@@ -408,7 +411,13 @@ fn post_processor(value: &Value) -> (Option<String>, Option<String>) {
     match kind_of(value) {
         "Sequence" => {
             let members = value.get("processors").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-            members.iter().take(16).filter(|m| kind_of(m) == "TemplateProcessing").map(post_processor).next_back().unwrap_or_default()
+            members
+                .iter()
+                .take(16)
+                .filter(|m| kind_of(m) == "TemplateProcessing")
+                .map(post_processor)
+                .next_back()
+                .unwrap_or_default()
         }
         "TemplateProcessing" => {
             let single = value.get("single").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();

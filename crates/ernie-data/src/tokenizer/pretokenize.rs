@@ -11,8 +11,7 @@ use super::guarded_regex::GuardedRegex;
 use crate::Result;
 
 /// The pattern of GPT-2, used by every byte-level step with `use_regex`.
-pub(super) const GPT2_PATTERN: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(super) const GPT2_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// What becomes of the matches of a splitting step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,10 +43,18 @@ pub(super) enum Prepend {
 /// One step.
 #[derive(Debug)]
 pub(super) enum Step {
-    Split { pattern: Pattern, behavior: Behavior, invert: bool },
+    Split {
+        pattern: Pattern,
+        behavior: Behavior,
+        invert: bool,
+    },
     /// A space before each piece that has none.
     PrefixSpace,
-    Metaspace { mark: char, prepend: Prepend, split: bool },
+    Metaspace {
+        mark: char,
+        prepend: Prepend,
+        split: bool,
+    },
 }
 
 /// Runs all steps over one text. `at_start` says that it begins the whole text.

@@ -108,7 +108,8 @@ pub(super) struct SentencePiece {
 
 /// Reads the file's bytes.
 pub(super) fn read(bytes: &[u8]) -> std::result::Result<Parts, String> {
-    let proto = ModelProto::decode(bytes).map_err(|e| format!("not a SentencePiece model: {}", one_line(&e.to_string())))?;
+    let proto =
+        ModelProto::decode(bytes).map_err(|e| format!("not a SentencePiece model: {}", one_line(&e.to_string())))?;
     from_proto(&proto)
 }
 
@@ -317,9 +318,8 @@ impl SentencePiece {
     fn bit<'a>(&'a self, text: &'a str, at: usize, trust: &Trust) -> (&'a str, usize, Option<u32>) {
         let rest = &text[at..];
         let bytes = rest.as_bytes();
-        let symbol = self.symbols.longest(bytes, |len, id| {
-            !self.control_symbols.contains(&id) || trust.covers(&(at..at + len))
-        });
+        let symbol =
+            self.symbols.longest(bytes, |len, id| !self.control_symbols.contains(&id) || trust.covers(&(at..at + len)));
         if let Some((len, id)) = symbol {
             return (&rest[..len], len, Some(id).filter(|id| self.control_symbols.contains(id)));
         }

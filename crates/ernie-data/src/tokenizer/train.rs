@@ -90,11 +90,7 @@ where
     trainer
         .feed(texts, |text| {
             let words = pretokenize::run(&steps, Cow::Borrowed(text), true)?;
-            Ok(words
-                .iter()
-                .flat_map(|word| word.as_bytes().chunks(MAX_WORD_BYTES))
-                .map(byte_level::text_of)
-                .collect())
+            Ok(words.iter().flat_map(|word| word.as_bytes().chunks(MAX_WORD_BYTES)).map(byte_level::text_of).collect())
         })
         .map_err(failed)?;
     let mut model = BPE::default();
@@ -120,9 +116,7 @@ fn write(model: Value, options: &TrainOptions) -> Result<Tokenizer> {
             listed.insert(id.to_string(), Value::Object(flags));
         }
     }
-    let byte_level = |use_regex: bool| {
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
-    };
+    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
     let document = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
@@ -131,7 +125,8 @@ fn write(model: Value, options: &TrainOptions) -> Result<Tokenizer> {
         "post_processor": null, "decoder": byte_level(true), "model": model,
     });
     let mut roles = Map::new();
-    for (content, role) in options.special_tokens.iter().chain(&options.more_roles).filter(|(_, role)| !role.is_empty()) {
+    for (content, role) in options.special_tokens.iter().chain(&options.more_roles).filter(|(_, role)| !role.is_empty())
+    {
         roles.insert(role.clone(), content.clone().into());
     }
     let mut config = roles.clone();
