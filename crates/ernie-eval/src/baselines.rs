@@ -136,9 +136,7 @@ mod tests {
         for context in [&b"ab"[..], b"ra", b"zz", b"a,"] {
             let total: f64 = (0..=255u8)
                 .map(|byte| {
-                    (0..=2).fold(1.0 / 256.0, |p, order| {
-                        orders[order].interpolate(key(&context[2 - order..]), byte, p)
-                    })
+                    (0..=2).fold(1.0 / 256.0, |p, order| orders[order].interpolate(key(&context[2 - order..]), byte, p))
                 })
                 .sum();
             assert!((total - 1.0).abs() < 1e-12, "{total}");
@@ -147,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_repeated_text_is_cheap_and_noise_is_not() {
-        let noise: Vec<u8> = (0..4000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let noise: Vec<u8> = (0..4000).map(|i| (ernie_serve::engine::uniform(1, i) * 256.0) as u8).collect();
         let again = &noise[..2000];
         assert!(lzma_bits_per_byte(&noise, again).unwrap() < 0.5);
         assert!(witten_bell_bits_per_byte(&noise[2000..], again).unwrap() > 6.0);

@@ -76,10 +76,9 @@ impl Error {
     /// Whose fault it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::UnknownTask { .. }
-            | Self::NeedsData { .. }
-            | Self::Data { .. }
-            | Self::Setting { .. } => ErrorKind::Input,
+            Self::UnknownTask { .. } | Self::NeedsData { .. } | Self::Data { .. } | Self::Setting { .. } => {
+                ErrorKind::Input
+            }
             // A path that the caller named and that is not there is the caller's; a disk that fails is not.
             Self::Read { source, .. } => match source.kind() {
                 std::io::ErrorKind::NotFound

@@ -86,11 +86,7 @@ impl Subject<'_> {
     ///
     /// # Errors
     /// As [`Subject::encode_pair`] and [`Subject::score_ids`].
-    pub fn score(
-        &mut self,
-        pairs: &[(String, String)],
-        progress: &mut dyn FnMut(usize),
-    ) -> Result<Vec<Score>> {
+    pub fn score(&mut self, pairs: &[(String, String)], progress: &mut dyn FnMut(usize)) -> Result<Vec<Score>> {
         let pairs: Result<Vec<Pair>> =
             pairs.iter().map(|(context, continuation)| self.encode_pair(context, continuation)).collect();
         let tokens = self.score_ids(pairs?, progress)?;
@@ -101,11 +97,7 @@ impl Subject<'_> {
     ///
     /// # Errors
     /// [`Error::Setting`] for a continuation longer than the context; [`Error::Serve`] when the engine fails.
-    pub fn score_ids(
-        &mut self,
-        pairs: Vec<Pair>,
-        progress: &mut dyn FnMut(usize),
-    ) -> Result<Vec<Vec<TokenScore>>> {
+    pub fn score_ids(&mut self, pairs: Vec<Pair>, progress: &mut dyn FnMut(usize)) -> Result<Vec<Vec<TokenScore>>> {
         let context_length = self.engine.context_length();
         let ahead = (self.engine.options().max_running + AHEAD).min(self.engine.options().max_waiting);
         let mut scores: Vec<Vec<TokenScore>> = vec![Vec::new(); pairs.len()];

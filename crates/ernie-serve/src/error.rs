@@ -123,11 +123,7 @@ impl Error {
         self.kind() == ErrorKind::Input
     }
 
-    pub(crate) fn parameter(
-        name: &'static str,
-        value: impl ToString,
-        expected: impl Into<String>,
-    ) -> Self {
+    pub(crate) fn parameter(name: &'static str, value: impl ToString, expected: impl Into<String>) -> Self {
         Self::Parameter { name, value: value.to_string(), expected: expected.into() }
     }
 }

@@ -6,8 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use ernie_serve::engine::{
-    Engine, EngineOptions, Event, FinishReason, Generate, Request, RequestId, Sampling, Verdict,
-    Watcher, Work,
+    Engine, EngineOptions, Event, FinishReason, Generate, Request, RequestId, Sampling, Verdict, Watcher, Work,
 };
 use proptest::prelude::*;
 use support::{FakeModel, Ledger, VOCAB, greedy, logits_after};
@@ -96,10 +95,7 @@ fn scores_are_log_softmax_of_the_continuation() {
     let (prompt, mut continuation) = (vec![3, 1, 4], greedy(&[3, 1, 4], 2));
     continuation.push(9);
     engine
-        .submit(Request {
-            prompt: prompt.clone(),
-            work: Work::Score { continuation: continuation.clone(), top: 2 },
-        })
+        .submit(Request { prompt: prompt.clone(), work: Work::Score { continuation: continuation.clone(), top: 2 } })
         .unwrap();
     let events = engine.step().unwrap();
     let Event::Scored { tokens, .. } = &events[0] else { panic!("{events:?}") };
@@ -119,8 +115,7 @@ fn scores_are_log_softmax_of_the_continuation() {
 
 #[test]
 fn logits_come_in_order_however_they_are_cut() {
-    let (mut engine, _) =
-        engine(EngineOptions { max_running: 2, step_tokens: 3, ..EngineOptions::default() });
+    let (mut engine, _) = engine(EngineOptions { max_running: 2, step_tokens: 3, ..EngineOptions::default() });
     let prompt: Vec<u32> = (0..8).collect();
     engine.submit(Request::logits(prompt.clone())).unwrap();
     let mut all = Vec::new();
@@ -169,11 +164,7 @@ fn a_watcher_sees_each_token_and_can_stop() {
 
 #[test]
 fn impossible_requests_are_refused_at_the_door() {
-    let (mut engine, _) = engine(EngineOptions {
-        cache_tokens: Some(40),
-        max_waiting: 1,
-        ..EngineOptions::default()
-    });
+    let (mut engine, _) = engine(EngineOptions { cache_tokens: Some(40), max_waiting: 1, ..EngineOptions::default() });
     let mut check = |request: Request, input: bool, words: &str| {
         let error = engine.submit(request).unwrap_err();
         assert_eq!(error.is_input(), input, "{error}");

@@ -74,11 +74,7 @@ impl EvalOptions {
     fn limit<T>(&self, mut examples: Vec<T>) -> Result<Vec<T>> {
         if let Some(limit) = self.limit {
             if limit == 0 {
-                return Err(Error::Setting {
-                    name: "limit",
-                    value: "0".into(),
-                    expected: "at least 1".into(),
-                });
+                return Err(Error::Setting { name: "limit", value: "0".into(), expected: "at least 1".into() });
             }
             examples.truncate(limit);
         }

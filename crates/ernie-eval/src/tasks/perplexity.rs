@@ -146,7 +146,6 @@ struct Sums {
     units: Vec<(f64, f64)>,
     /// (nats, words) and (nats, bytes) of each document, when there are several.
     documents: Option<[Vec<(f64, f64)>; 2]>,
-    nats: f64,
     words: f64,
     bytes: f64,
 }
@@ -170,7 +169,6 @@ impl Sums {
         let several = documents.len() > 1;
         Self {
             documents: several.then(|| [per(&words), per(&bytes)]),
-            nats: by_document.iter().map(|sum| sum.0).sum(),
             units: match several {
                 true => by_document,
                 false => units.iter().map(|unit| (unit.nats, unit.tokens)).collect(),
@@ -213,8 +211,7 @@ mod tests {
         // lm_eval.utils.get_rolling_token_windows([0..10], prefix 99, max_seq_len 4, context_len 1), made disjoint.
         let ids: Vec<u32> = (0..10).collect();
         let pairs = rolling_windows(&ids, 99, 4);
-        let expect: [(&[u32], &[u32]); 3] =
-            [(&[99], &[0, 1, 2, 3]), (&[3], &[4, 5, 6, 7]), (&[5, 6, 7], &[8, 9])];
+        let expect: [(&[u32], &[u32]); 3] = [(&[99], &[0, 1, 2, 3]), (&[3], &[4, 5, 6, 7]), (&[5, 6, 7], &[8, 9])];
         assert_eq!(pairs.len(), expect.len());
         for (pair, (context, continuation)) in pairs.iter().zip(expect) {
             assert_eq!((&pair.context[..], &pair.continuation[..]), (context, continuation));

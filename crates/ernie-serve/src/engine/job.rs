@@ -2,9 +2,7 @@
 
 use std::time::Instant;
 
-use super::request::{
-    Event, FinishReason, Generate, Logprob, Request, RequestId, TokenScore, Usage, Work,
-};
+use super::request::{Event, FinishReason, Generate, Logprob, Request, RequestId, TokenScore, Usage, Work};
 use super::sampler::{self, Seen};
 use super::watcher::Verdict;
 
@@ -40,13 +38,7 @@ enum State {
 
 impl Job {
     /// Takes a request that has been checked. `seed` is used where the request brings none.
-    pub(super) fn new(
-        id: RequestId,
-        request: Request,
-        context_length: usize,
-        eos_ids: &[u32],
-        seed: u64,
-    ) -> Self {
+    pub(super) fn new(id: RequestId, request: Request, context_length: usize, eos_ids: &[u32], seed: u64) -> Self {
         let Request { prompt: mut ids, work } = request;
         let prompt_tokens = ids.len();
         let (prefill, reserve, wanted_from, state) = match work {
@@ -68,9 +60,7 @@ impl Job {
                 let tokens = Vec::with_capacity(continuation.len());
                 (rows, rows, prompt_tokens - 1, State::Score { top, tokens })
             }
-            Work::Logits => {
-                (prompt_tokens, prompt_tokens, 0, State::Logits { first: 0, rows: Vec::new() })
-            }
+            Work::Logits => (prompt_tokens, prompt_tokens, 0, State::Logits { first: 0, rows: Vec::new() }),
         };
         Self {
             id,
@@ -130,8 +120,7 @@ impl Job {
                     (sampler::top(logits, log_sum, n), log_sum, logits.to_vec())
                 });
                 let watcher = options.watcher.as_deref_mut();
-                let picked =
-                    sampler::pick(&options.sampling, *seed, position + 1, seen, watcher, logits);
+                let picked = sampler::pick(&options.sampling, *seed, position + 1, seen, watcher, logits);
                 let id = match picked {
                     Ok(id) => id,
                     Err(message) => {
@@ -144,10 +133,8 @@ impl Job {
                     self.finished = Some((FinishReason::Stop, Some(id)));
                     return;
                 }
-                let logprob = asked.map(|(top, log_sum, raw)| Logprob {
-                    logprob: f64::from(raw[id as usize]) - log_sum,
-                    top,
-                });
+                let logprob =
+                    asked.map(|(top, log_sum, raw)| Logprob { logprob: f64::from(raw[id as usize]) - log_sum, top });
                 seen.add(id);
                 self.ids.push(id);
                 events.push(Event::Token { request, id, logprob });

@@ -21,9 +21,7 @@ use std::sync::Arc;
 use ernie_model::Decoder;
 
 pub use model::{Batch, Chunk, DecoderModel, EachRow, Model};
-pub use request::{
-    Event, FinishReason, Generate, Logprob, Request, RequestId, TokenScore, Usage, Work,
-};
+pub use request::{Event, FinishReason, Generate, Logprob, Request, RequestId, TokenScore, Usage, Work};
 pub use sampler::{Sampling, uniform};
 pub use watcher::{Verdict, Watcher};
 
@@ -54,14 +52,7 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self {
-            max_running: 16,
-            max_waiting: 4096,
-            step_tokens: 512,
-            cache_tokens: None,
-            context_length: None,
-            seed: 0,
-        }
+        Self { max_running: 16, max_waiting: 4096, step_tokens: 512, cache_tokens: None, context_length: None, seed: 0 }
     }
 }
 
@@ -106,11 +97,7 @@ impl Engine {
         let longest = model.context_length();
         let context_length = options.context_length.unwrap_or(longest);
         if context_length == 0 || context_length > longest {
-            return Err(Error::parameter(
-                "context_length",
-                context_length,
-                format!("1 to {longest}, the model's own"),
-            ));
+            return Err(Error::parameter("context_length", context_length, format!("1 to {longest}, the model's own")));
         }
         let limits = Limits {
             max_running: options.max_running,
@@ -175,20 +162,14 @@ impl Engine {
     pub fn submit(&mut self, request: Request) -> Result<RequestId> {
         self.check(&request)?;
         if self.queue.len() >= self.options.max_waiting {
-            return Err(Error::QueueFull {
-                waiting: self.queue.len(),
-                limit: self.options.max_waiting,
-            });
+            return Err(Error::QueueFull { waiting: self.queue.len(), limit: self.options.max_waiting });
         }
         let id = RequestId(self.next_id);
         // An odd multiplier spreads the request numbers over all seeds.
         let seed = self.options.seed ^ self.next_id.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let job = Job::new(id, request, self.context_length, self.model.eos_ids(), seed);
         if job.reserve > self.limits.cache_tokens {
-            return Err(Error::TooLarge {
-                needed_tokens: job.reserve,
-                cache_tokens: self.limits.cache_tokens,
-            });
+            return Err(Error::TooLarge { needed_tokens: job.reserve, cache_tokens: self.limits.cache_tokens });
         }
         self.next_id += 1;
         self.queue.push_back(job);
@@ -289,11 +270,8 @@ impl Engine {
             .take(self.limits.max_running)
             .map(|job| Waiting { prefill: job.prefill, reserve: job.reserve })
             .collect();
-        let running: Vec<Running> = self
-            .running
-            .iter()
-            .map(|job| Running { prefill_left: job.prefill_left(), reserve: job.reserve })
-            .collect();
+        let running: Vec<Running> =
+            self.running.iter().map(|job| Running { prefill_left: job.prefill_left(), reserve: job.reserve }).collect();
         let plan = plan::plan(&self.limits, &waiting, &running);
         let mut rows = plan.rows;
         for _ in 0..plan.admit {

@@ -123,11 +123,8 @@ impl Model for DecoderModel {
             }
             let (hidden, width) = (hidden.to_vec()?, self.decoder.config().hidden_size);
             for part in wanted.chunks(LOGIT_ROWS) {
-                let rows: Vec<f32> = part
-                    .iter()
-                    .flat_map(|&(_, row)| &hidden[row * width..(row + 1) * width])
-                    .copied()
-                    .collect();
+                let rows: Vec<f32> =
+                    part.iter().flat_map(|&(_, row)| &hidden[row * width..(row + 1) * width]).copied().collect();
                 let rows = Value::from_vec(rows, &[part.len(), width])?;
                 let mut logits = self.decoder.logits(&rows)?.to_vec()?;
                 let rows = logits.chunks_exact_mut(self.decoder.config().vocab_size);

@@ -159,9 +159,7 @@ fn draw(sampling: &Sampling, logits: &[f32], highest: f32, uniform: f64) -> Opti
         logits.iter().enumerate().map(|(id, &logit)| (id as u32, weight(logit))).collect()
     } else {
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let by_logit = |a: &u32, b: &u32| {
-            logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b))
-        };
+        let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
         order.select_nth_unstable_by(sampling.top_k - 1, by_logit);
         order.truncate(sampling.top_k);
         order.sort_unstable();
@@ -241,8 +239,7 @@ pub(crate) fn top(logits: &[f32], log_sum: f64, n: usize) -> Vec<(u32, f64)> {
         return Vec::new();
     }
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    let by_logit =
-        |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
     order.select_nth_unstable_by(n - 1, by_logit);
     order.truncate(n);
     order.sort_unstable_by(by_logit);
@@ -290,9 +287,8 @@ mod tests {
     fn filters_keep_what_they_should() {
         // Probabilities 0.5, 0.25, 0.15, 0.1.
         let logits: Vec<f32> = [0.5f32, 0.25, 0.15, 0.1].iter().map(|p| p.ln()).collect();
-        let support = |sampling: Sampling| {
-            shares(&sampling, &logits).iter().map(|&share| share > 0.0).collect::<Vec<_>>()
-        };
+        let support =
+            |sampling: Sampling| shares(&sampling, &logits).iter().map(|&share| share > 0.0).collect::<Vec<_>>();
         assert_eq!(support(Sampling { top_k: 2, ..warm() }), [true, true, false, false]);
         assert_eq!(support(Sampling { top_p: 0.7, ..warm() }), [true, true, false, false]);
         assert_eq!(support(Sampling { top_p: 0.8, ..warm() }), [true, true, true, false]);
@@ -316,17 +312,12 @@ mod tests {
         let mut seen = Seen::of_prompt(&[0]);
         seen.add(1);
         seen.add(1);
-        let pick_with = |sampling: Sampling| {
-            pick(&sampling, 0, 0, &seen, None, &mut [4.0, 3.9, 1.0, -1.0]).unwrap()
-        };
+        let pick_with = |sampling: Sampling| pick(&sampling, 0, 0, &seen, None, &mut [4.0, 3.9, 1.0, -1.0]).unwrap();
         assert_eq!(pick_with(Sampling::default()), 0);
         assert_eq!(pick_with(Sampling { repetition_penalty: 5.0, ..Sampling::default() }), 2);
         assert_eq!(pick_with(Sampling { presence_penalty: -1.0, ..Sampling::default() }), 1);
         assert_eq!(pick_with(Sampling { frequency_penalty: -0.1, ..Sampling::default() }), 1);
-        assert_eq!(
-            pick_with(Sampling { logit_bias: vec![(3, 100.0)], ..Sampling::default() }),
-            3
-        );
+        assert_eq!(pick_with(Sampling { logit_bias: vec![(3, 100.0)], ..Sampling::default() }), 3);
     }
 
     #[test]
@@ -344,9 +335,7 @@ mod tests {
                 super::super::Verdict::Continue
             }
         }
-        let mut run = |allowed| {
-            pick(&warm(), 1, 2, &Seen::default(), Some(&mut Only(allowed)), &mut [1.0, 5.0, 2.0])
-        };
+        let run = |allowed| pick(&warm(), 1, 2, &Seen::default(), Some(&mut Only(allowed)), &mut [1.0, 5.0, 2.0]);
         assert_eq!(run(Some(2)), Ok(2));
         assert!(run(None).unwrap_err().contains("no token is allowed"));
     }

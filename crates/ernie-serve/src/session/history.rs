@@ -67,12 +67,7 @@ impl Conversation {
                 if ids.len() < context_length {
                     break ids;
                 }
-                return Err(Error::TooLong {
-                    what: "the message",
-                    tokens: ids.len(),
-                    context_length,
-                    room: true,
-                });
+                return Err(Error::TooLong { what: "the message", tokens: ids.len(), context_length, room: true });
             }
             forgotten += 1;
         };
@@ -87,9 +82,9 @@ impl Conversation {
 
     fn messages(&self, skip: usize, text: &str) -> Vec<Message> {
         let system = self.system.iter().map(|content| Message::new("system", content));
-        let turns = self.turns[skip..].iter().flat_map(|(user, assistant)| {
-            [Message::new("user", user), Message::new("assistant", assistant)]
-        });
+        let turns = self.turns[skip..]
+            .iter()
+            .flat_map(|(user, assistant)| [Message::new("user", user), Message::new("assistant", assistant)]);
         system.chain(turns).chain([Message::new("user", text)]).collect()
     }
 }

@@ -23,8 +23,7 @@ use crate::engine::{Engine, Event, FinishReason, Generate, Request, Sampling, Us
 use crate::{Error, Result};
 
 /// Tokens by which models of the field end a turn, whatever their files call the end of a text.
-const TURN_ENDS: [&str; 5] =
-    ["<|im_end|>", "<|end_of_sentence|>", "<|eot_id|>", "<end_of_turn>", "<|end|>"];
+const TURN_ENDS: [&str; 5] = ["<|im_end|>", "<|end_of_sentence|>", "<|eot_id|>", "<end_of_turn>", "<|end|>"];
 
 /// How to answer.
 #[derive(Debug, Clone)]
@@ -43,13 +42,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            max_tokens: 256,
-            sampling: Sampling::default(),
-            stop: Vec::new(),
-            ignore_eos: false,
-            cancel: None,
-        }
+        Self { max_tokens: 256, sampling: Sampling::default(), stop: Vec::new(), ignore_eos: false, cancel: None }
     }
 }
 
@@ -91,11 +84,7 @@ pub struct Session {
 
 impl Session {
     /// A session over an engine that has nothing else to do. Without a tokenizer only [`Session::generate_ids`] works.
-    pub fn new(
-        engine: Engine,
-        tokenizer: impl Into<Option<Tokenizer>>,
-        template: ChatTemplate,
-    ) -> Self {
+    pub fn new(engine: Engine, tokenizer: impl Into<Option<Tokenizer>>, template: ChatTemplate) -> Self {
         let tokenizer = tokenizer.into();
         let vocab_size = engine.vocab_size();
         let end_ids = tokenizer.iter().flat_map(end_ids).filter(|&id| (id as usize) < vocab_size);
@@ -263,11 +252,7 @@ impl Session {
 }
 
 /// Shows more text; whether the reader has had enough.
-fn show(
-    more: &str,
-    text: &mut String,
-    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-) -> bool {
+fn show(more: &str, text: &mut String, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> bool {
     if more.is_empty() {
         return false;
     }
@@ -277,10 +262,8 @@ fn show(
 
 /// Ids by which an answer ends, as far as the tokenizer knows.
 fn end_ids(tokenizer: &Tokenizer) -> Vec<u32> {
-    let turn_ends = TURN_ENDS
-        .iter()
-        .filter_map(|literal| tokenizer.id_of(literal))
-        .filter(|&id| tokenizer.is_control(id));
+    let turn_ends =
+        TURN_ENDS.iter().filter_map(|literal| tokenizer.id_of(literal)).filter(|&id| tokenizer.is_control(id));
     let mut ids: Vec<u32> = tokenizer.eos().into_iter().chain(turn_ends).collect();
     ids.sort_unstable();
     ids.dedup();

@@ -27,11 +27,8 @@ impl TextStream {
     /// # Errors
     /// As [`StopFilter::new`].
     pub fn new(tokenizer: &Tokenizer, stops: &[String]) -> Result<Self> {
-        let stop_ids = stops
-            .iter()
-            .filter_map(|stop| tokenizer.id_of(stop))
-            .filter(|&id| tokenizer.is_special(id))
-            .collect();
+        let stop_ids =
+            stops.iter().filter_map(|stop| tokenizer.id_of(stop)).filter(|&id| tokenizer.is_special(id)).collect();
         let filter = StopFilter::new(stops)?;
         Ok(Self { decode: tokenizer.stream(), filter, stop_ids, stopped: false })
     }
