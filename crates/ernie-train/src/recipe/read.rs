@@ -78,7 +78,7 @@ fn lay_over(table: &mut Table, layer: Table, path: &str) -> std::result::Result<
             // `model.preset` and its siblings exclude each other: naming one takes the others' place.
             value => {
                 if path == format!("model.{key}") {
-                    table.retain(|other, _| !["preset", "config", "weights"].contains(&other.as_str()));
+                    table.retain(|other, _| !["preset", "config", "weights"].contains(&other));
                 }
                 table.insert(key, value);
             }

@@ -1,6 +1,6 @@
 //! Tiny models and data for whole runs that take milliseconds.
 
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

@@ -1,0 +1,81 @@
+//! Trains a tiny dense and a tiny MoE model and writes what other programs should find in their checkpoints.
+//!
+//! Run with `cargo run -p ernie-train --example tiny_checkpoints -- OUT`; `tests/transformers/check.py OUT` compares.
+//! Prints nothing; OUT/dense and OUT/moe are run folders with `expected.safetensors` and `expected.json` in them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use ernie_files::safetensors::Writer;
+use ernie_files::{Dtype, TensorInfo};
+use ernie_model::{Tokens, WeightsAs};
+use ernie_train::{Options, Recipe, Trainer};
+
+type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
+
+const TEXT: &str = "Once upon a time there was a king. 1234 — “Grüße”, 你好 🙂";
+
+fn main() -> Fallible<()> {
+    let out = PathBuf::from(std::env::args().nth(1).ok_or("expected the folder to write to")?);
+    for kind in ["dense", "moe"] {
+        train(kind, &out.join(kind))?;
+    }
+    Ok(())
+}
+
+fn train(kind: &str, out: &Path) -> Fallible<()> {
+    let config = out.with_extension("json");
+    std::fs::create_dir_all(config.parent().ok_or("expected a folder to write to")?)?;
+    std::fs::write(&config, shape(kind).to_string())?;
+    let text = format!(
+        "[model]\nconfig = {config:?}\n[data]\ntrain = [\"bundled\"]\ntokenizer = {{ train = 512 }}\n\
+         [batch]\nrows = 4\nseq_len = 64\n[schedule]\nsteps = 20\nwarmup = 2\n[optimizer]\nlr = 0.01\n[evaluation]\nevery = 0\n"
+    );
+    let recipe = Recipe::parse(&text, "tiny_checkpoints", Path::new("/"), &[], &std::env::current_dir()?)?;
+    let options = Options { out: out.to_owned(), resume: false, commit: String::new(), resolve: &|_: &str| None };
+    let mut trainer = Trainer::prepare(recipe, &options)?;
+    let finished = trainer.run(&mut [], &AtomicBool::new(false))?;
+
+    // What was saved, not what is in memory, is what others will load.
+    let checkpoint = finished.checkpoint.ok_or("no checkpoint")?;
+    let model = ernie_model::load(&ernie_model::ModelSource::Folder(checkpoint), WeightsAs::F32)?.decoder;
+    let vocab = model.config().vocab_size;
+    let (rows, length) = (2, 24);
+    let ids: Vec<u32> = (0..rows * length).map(|at| (at * at * 31 + at * 7) as u32 % vocab as u32).collect();
+    let tokens = Tokens::packed(ids.clone(), &[length; 2]);
+    let all: Vec<usize> = (0..ids.len()).collect();
+    let logits = model.forward_logits(&tokens, None, &all)?;
+    let infos = [
+        TensorInfo::new("input_ids", Dtype::I64, [rows, length]),
+        TensorInfo::new("logits", Dtype::F32, [rows, length, vocab]),
+    ];
+    let mut writer = Writer::create(&out.join("expected.safetensors"), &infos, &BTreeMap::new())?;
+    ids.iter().try_for_each(|&id| writer.write(&i64::from(id).to_le_bytes()))?;
+    logits.iter().try_for_each(|logit| writer.write(&logit.to_le_bytes()))?;
+    writer.finish()?;
+    let ids = trainer.tokenizer().encode(TEXT)?;
+    std::fs::write(out.join("expected.json"), serde_json::json!({ "text": TEXT, "ids": ids }).to_string())?;
+    Ok(())
+}
+
+fn shape(kind: &str) -> serde_json::Value {
+    let mut shape = serde_json::json!({
+        "architectures": ["Ernie4_5ForCausalLM"], "model_type": "ernie4_5", "hidden_act": "silu",
+        "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "tie_word_embeddings": true, "use_bias": false, "initializer_range": 0.05,
+        "vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    });
+    if kind == "moe" {
+        let moe = serde_json::json!({
+            "architectures": ["Ernie4_5_MoeForCausalLM"], "model_type": "ernie4_5_moe", "tie_word_embeddings": false,
+            "moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24, "moe_num_shared_experts": 1,
+            "moe_layer_start_index": 1, "moe_layer_end_index": 2, "moe_layer_interval": 1, "moe_use_aux_free": true,
+        });
+        if let (Some(shape), serde_json::Value::Object(moe)) = (shape.as_object_mut(), moe) {
+            shape.extend(moe);
+        }
+    }
+    shape
+}

@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Loads checkpoints that `ernie-train` wrote with `transformers` and compares logits and token ids.
+
+  cargo run -p ernie-train --example tiny_checkpoints -- OUT     # trains a tiny dense and a tiny MoE model
+  python check.py OUT > result.json                              # torch, transformers 5, safetensors
+
+OUT/NAME/checkpoint-N is the published layout; OUT/NAME/expected.safetensors holds `input_ids` [B, T] and our `logits`
+[B, T, V] (float32), OUT/NAME/expected.json a `text` and our `ids` of it. Exits 1 if anything differs by more than 1e-4,
+if a tensor is missing or unexpected, or if the tokenizer gives other ids.
+"""
+import json, pathlib, sys
+
+import safetensors.torch, torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+torch.set_num_threads(1)
+out, good = pathlib.Path(sys.argv[1]), True
+cases = {}
+for folder in sorted(p for p in out.iterdir() if p.is_dir()):
+    checkpoint = max(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    expected = safetensors.torch.load_file(folder / "expected.safetensors")
+    model, info = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=expected["input_ids"], use_cache=False).logits.float()
+    case = {
+        "class": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "logits": list(logits.shape),
+        "largest_logit": float(logits.abs().max()),
+        "largest_difference": float((logits - expected["logits"]).abs().max()),
+        "same_argmax": bool((logits.argmax(-1) == expected["logits"].argmax(-1)).all()),
+    }
+    text = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
+    ids = AutoTokenizer.from_pretrained(checkpoint)(text["text"], add_special_tokens=False)["input_ids"]
+    case["same_token_ids"] = ids == text["ids"]
+    case["good"] = (
+        not case["missing"] and not case["unexpected"] and case["largest_difference"] <= 1e-4 and case["same_token_ids"]
+    )
+    good &= case["good"]
+    cases[folder.name] = case
+json.dump({"torch": torch.__version__, "transformers": transformers.__version__, "cases": cases}, sys.stdout, indent=1)
+print()
+sys.exit(0 if good and cases else 1)
