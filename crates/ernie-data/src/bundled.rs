@@ -65,7 +65,7 @@ mod tests {
         let (train, held_out) = (train_text(), held_out_text());
         assert_eq!(corpus().len(), 1_483_686);
         assert_eq!(train.len() + held_out.len(), corpus().len());
-        assert!(train.ends_with('\n') && held_out.ends_with('\n'));
+        assert!(train.ends_with('\n') && !held_out.starts_with('\n'));
         let share = held_out.len() as f64 / corpus().len() as f64;
         assert!((0.049..=0.05).contains(&share), "{share}");
     }

@@ -6,6 +6,33 @@
 //! the files and a hash of every token, so that resuming on other data is an error instead of another run.
 //!
 //! [`HeldOut`] is the pass without chance: every row once, in order.
+//!
+//! ```
+//! use ernie_data::source::SourceConfig;
+//! use ernie_data::{HeldOut, Loader, LoaderConfig, Marks};
+//!
+//! # fn main() -> ernie_data::Result<()> {
+//! let bytes = |text: &str| text.bytes().map(u32::from).collect();
+//! let marks = Marks::eos(256);
+//! let config = LoaderConfig::new(&["bundled:train"], ".");
+//! let mut loader = Loader::open(&config, &bytes, marks, 128, 4, 42)?;
+//! let batch = loader.next()?;
+//! assert_eq!((batch.ids.len(), batch.lengths.iter().sum::<usize>()), (512, 512));
+//!
+//! let saved = loader.state();
+//! let next = loader.next()?;
+//! let mut resumed = Loader::open(&config, &bytes, marks, 128, 4, 42)?;
+//! resumed.restore(&saved)?;
+//! assert_eq!(resumed.next()?, next);
+//!
+//! let source = SourceConfig::new(&["bundled:held_out"]);
+//! let mut held_out = HeldOut::open(&source, ".", &bytes, marks, 128, 4, 10_000)?;
+//! while let Some(batch) = held_out.next()? {
+//!     assert!(batch.rows <= 4);
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 use std::path::PathBuf;
 
@@ -214,7 +241,11 @@ impl Loader {
 
     /// Passes completed by the source that has completed the fewest.
     pub fn epoch(&self) -> u64 {
-        self.samplers.iter().map(|s| s.state().epoch).min().unwrap_or(0)
+        let completed = |i: usize| {
+            let state = self.samplers[i].state();
+            state.epoch + u64::from(state.index == self.stores[i].rows())
+        };
+        (0..self.stores.len()).map(completed).min().unwrap_or(0)
     }
 
     /// One line each about what a reader of the log should know (bytes that were not UTF-8, empty documents).
@@ -245,7 +276,10 @@ impl Loader {
             }
             for (then, now) in then.files.iter().zip(&now.files) {
                 if then != now {
-                    return Err(Error::Resume(format!("the data changed since the checkpoint: {}", then.difference(now))));
+                    return Err(Error::Resume(format!(
+                        "the data changed since the checkpoint: {}",
+                        then.difference(now)
+                    )));
                 }
             }
             if then.tokens_sha256 != now.tokens_sha256 {
@@ -277,6 +311,8 @@ impl HeldOut {
     /// Reads, tokenises and packs the data of `source` for batches of at most `rows` rows. Reading stops at the end of
     /// the first piece (a document, or 64 KiB of one) that brings the text to `max_bytes` or beyond.
     ///
+    /// The tokens stay in memory: more than [`MEMORY_BYTES`] of them is an error.
+    ///
     /// # Errors
     /// As [`Loader::open`].
     pub fn open(
@@ -290,7 +326,7 @@ impl HeldOut {
     ) -> Result<Self> {
         check_rows(rows)?;
         let mut source = Source::open(source, &base_dir.into())?;
-        let builder = Builder::new(seq_len, marks, u64::MAX, None)?;
+        let builder = Builder::new(seq_len, marks, MEMORY_BYTES, None)?;
         let store = fill(&mut source, encode, builder, max_bytes)?;
         Ok(HeldOut { store, rows, at: 0, notes: source.notes() })
     }

@@ -103,7 +103,7 @@ mod tests {
                 whole.draw();
             }
             let mut resumed = Mixture::new(&[0.7, 0.2, 0.1], 9).unwrap();
-            resumed.restore(&whole.counts().to_vec()).unwrap();
+            resumed.restore(whole.counts()).unwrap();
             assert_eq!(draws(&mut whole), draws(&mut resumed));
         }
     }

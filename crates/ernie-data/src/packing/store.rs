@@ -141,7 +141,9 @@ impl Builder {
     /// [`Error::Io`] if the spill file cannot be written; [`Error::Setting`] for more than 2^32 rows.
     pub fn finish(self) -> Result<TokenStore> {
         let body = match self.body {
-            Body::Writing(writer) => Body::File(writer.into_inner().map_err(|e| spill_error(&self.spill_dir, e.into_error()))?),
+            Body::Writing(writer) => {
+                Body::File(writer.into_inner().map_err(|e| spill_error(&self.spill_dir, e.into_error()))?)
+            }
             body => body,
         };
         let store = TokenStore {
@@ -176,7 +178,10 @@ impl Builder {
             let Some(dir) = &self.spill_dir else {
                 return Err(Error::Setting {
                     key: "data.memory_bytes".into(),
-                    what: format!("the tokens need more than {} bytes and there is no folder to put them in", self.cap_bytes),
+                    what: format!(
+                        "the tokens need more than {} bytes and there is no folder to put them in; take less text",
+                        self.cap_bytes
+                    ),
                 });
             };
             let file = tempfile::tempfile_in(dir).map_err(|e| spill_error(&self.spill_dir, e))?;

@@ -68,8 +68,11 @@ impl Columns {
         let mut indices = Vec::new();
         for name in names {
             let Some(i) = (0..schema.num_columns()).find(|&i| schema.column(i).path().string() == *name) else {
-                let has: Vec<String> = schema.columns().iter().take(8).map(|c| format!("`{}`", c.path().string())).collect();
-                return Err(entry.fault(&format!("no column `{name}` (data.text_fields); the file has {}", has.join(", "))));
+                let has: Vec<String> =
+                    schema.columns().iter().take(8).map(|c| format!("`{}`", c.path().string())).collect();
+                return Err(
+                    entry.fault(&format!("no column `{name}` (data.text_fields); the file has {}", has.join(", ")))
+                );
             };
             let column = schema.column(i);
             if column.physical_type() != Type::BYTE_ARRAY || column.max_rep_level() > 0 {
@@ -162,7 +165,10 @@ impl Columns {
                     break;
                 };
                 if so_far.len() + value.len() > self.max_record_bytes {
-                    return Err(fault(&format!("a text longer than {} bytes (data.max_record_bytes)", self.max_record_bytes)));
+                    return Err(fault(&format!(
+                        "a text longer than {} bytes (data.max_record_bytes)",
+                        self.max_record_bytes
+                    )));
                 }
                 let value = std::str::from_utf8(value.data())
                     .map_err(|_| fault(&format!("row {} is not UTF-8", first + row as u64 + 1)))?;
@@ -225,7 +231,9 @@ fn check_footer(file: &mut File, file_bytes: u64) -> Result<(), String> {
     if file_bytes < 12 {
         return Err(damaged("too short"));
     }
-    file.seek(SeekFrom::Start(file_bytes - 8)).and_then(|_| file.read_exact(&mut tail)).map_err(|e| damaged(&e.to_string()))?;
+    file.seek(SeekFrom::Start(file_bytes - 8))
+        .and_then(|_| file.read_exact(&mut tail))
+        .map_err(|e| damaged(&e.to_string()))?;
     match &tail[4..] {
         b"PAR1" => {}
         b"PARE" => return Err("an encrypted Parquet file; decrypt it first".into()),
@@ -240,7 +248,8 @@ fn check_footer(file: &mut File, file_bytes: u64) -> Result<(), String> {
         .and_then(|_| file.read_exact(&mut footer))
         .map_err(|e| damaged(&e.to_string()))?;
     let mut schema = Schema::default();
-    thrift::walk(&mut footer.as_slice(), &mut |path, event| schema.visit(path, event)).map_err(|what| damaged(&what))?;
+    thrift::walk(&mut footer.as_slice(), &mut |path, event| schema.visit(path, event))
+        .map_err(|what| damaged(&what))?;
     schema.finish().map_err(|what| damaged(&what))
 }
 

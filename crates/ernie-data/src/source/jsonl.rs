@@ -132,12 +132,20 @@ mod tests {
         check(r#"{"id": 1, "text": "a\u00e9\n", "x": [{}, null]}"#, &["text"], Ok("aé\n"));
         check(r#"{"answer": "b", "question": "a"}"#, &["question", "answer"], Ok("a\nb"));
         check(r#"{"text": "\ud83d\ude00\u0000"}"#, &["text"], Ok("😀\0"));
-        check(&format!(r#"{{"deep": {}{}, "text": "a"}}"#, "[".repeat(100_000), "]".repeat(100_000)), &["text"], Ok("a"));
+        check(
+            &format!(r#"{{"deep": {}{}, "text": "a"}}"#, "[".repeat(100_000), "]".repeat(100_000)),
+            &["text"],
+            Ok("a"),
+        );
     }
 
     #[test]
     fn faults_say_what_was_expected() {
-        check(r#"{"body": "a", "id": 3}"#, &["text"], Err("no field `text` (data.text_fields); the object has `body`, `id`"));
+        check(
+            r#"{"body": "a", "id": 3}"#,
+            &["text"],
+            Err("no field `text` (data.text_fields); the object has `body`, `id`"),
+        );
         check("{}", &["text"], Err("nothing else"));
         check(r#"{"text": 5}"#, &["text"], Err("expected a string"));
         check(r#"{"text": null}"#, &["text"], Err("expected a string"));

@@ -34,8 +34,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use files::FileMark;
 use files::Entry;
+pub use files::FileMark;
 use lines::LineReader;
 
 use crate::{Error, Result};
@@ -283,11 +283,9 @@ fn open(entry: &Entry, config: &SourceConfig) -> Result<Records> {
         chosen => chosen,
     };
     Ok(match format {
-        Format::Parquet => Records::Parquet(Box::new(columns::Columns::open(
-            entry,
-            &config.text_fields,
-            config.max_record_bytes,
-        )?)),
+        Format::Parquet => {
+            Records::Parquet(Box::new(columns::Columns::open(entry, &config.text_fields, config.max_record_bytes)?))
+        }
         Format::Jsonl => Records::Jsonl(LineReader::open(entry, config.max_record_bytes)?),
         _ => Records::Text(LineReader::open(entry, config.max_record_bytes)?),
     })
@@ -318,27 +316,25 @@ fn text_piece(lines: &mut LineReader, config: &SourceConfig, notes: &mut Notes) 
             }
             return Ok(Some(Piece { text: decode(bytes, notes), ends: true, separator_bytes }));
         },
-        Documents::Paragraph => {
-            loop {
-                let before = bytes.len();
-                let more = lines.append(&mut bytes)?;
-                let blank = bytes[before..].iter().all(u8::is_ascii_whitespace);
-                if !blank {
-                    lines.check_length(bytes.len())?;
-                    continue;
-                }
-                if before > 0 {
-                    let mut separator_bytes = (bytes.len() - before) as u64;
-                    bytes.truncate(before);
-                    separator_bytes += strip_line_end(&mut bytes);
-                    return Ok(Some(Piece { text: decode(bytes, notes), ends: true, separator_bytes }));
-                }
-                bytes.clear();
-                if !more {
-                    return Ok(None);
-                }
+        Documents::Paragraph => loop {
+            let before = bytes.len();
+            let more = lines.append(&mut bytes)?;
+            let blank = bytes[before..].iter().all(u8::is_ascii_whitespace);
+            if !blank {
+                lines.check_length(bytes.len())?;
+                continue;
             }
-        }
+            if before > 0 {
+                let mut separator_bytes = (bytes.len() - before) as u64;
+                bytes.truncate(before);
+                separator_bytes += strip_line_end(&mut bytes);
+                return Ok(Some(Piece { text: decode(bytes, notes), ends: true, separator_bytes }));
+            }
+            bytes.clear();
+            if !more {
+                return Ok(None);
+            }
+        },
     }
 }
 

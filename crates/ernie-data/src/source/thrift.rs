@@ -28,17 +28,17 @@ pub(super) const BINARY: u8 = 8;
 /// Wire type of a structure.
 pub(super) const STRUCT: u8 = 12;
 
+/// Judges each event; its error ends the walk.
+pub(super) type Visit<'a> = &'a mut dyn FnMut(&[i16], Event) -> Result<(), String>;
+
 /// Visits one structure; says what is malformed.
-pub(super) fn walk(
-    reader: &mut dyn Read,
-    visit: &mut dyn FnMut(&[i16], Event) -> Result<(), String>,
-) -> Result<(), String> {
+pub(super) fn walk(reader: &mut dyn Read, visit: Visit<'_>) -> Result<(), String> {
     Walker { reader, visit, path: Vec::new(), depth: 0 }.structure()
 }
 
 struct Walker<'a> {
     reader: &'a mut dyn Read,
-    visit: &'a mut dyn FnMut(&[i16], Event) -> Result<(), String>,
+    visit: Visit<'a>,
     path: Vec<i16>,
     depth: usize,
 }
