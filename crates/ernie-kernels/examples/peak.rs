@@ -178,9 +178,17 @@ fn main() {
     }
 
     println!("\none row through 64 Mi weights (larger than the cache), and 512 rows by 3072 x 1024");
-    let bytes: Vec<u8> = big.iter().flat_map(|x| x.to_bits().to_le_bytes()).collect();
+    // Plain formats hold ordinary numbers (subnormal ones would be slow); random blocks will do for the others.
+    let singles: Vec<u8> = big.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let halves: Vec<u8> = big.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect();
+    let brains: Vec<u8> = big.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
     let scales = vec![1.0_f32; big.len() / 1024];
     for format in Format::ALL {
+        let bytes = match format {
+            Format::F16 => &halves,
+            Format::Bf16 => &brains,
+            _ => &singles,
+        };
         let k = 1024;
         let row_bytes = format.row_bytes(k).unwrap_or(0);
         let n = (bytes.len() / row_bytes).min(64 << 10);

@@ -91,7 +91,11 @@ pub(crate) fn max(a: &[f32]) -> f32 {
     for (l, &a) in tail.iter().enumerate() {
         lanes[l] = if a > lanes[l] { a } else { lanes[l] };
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, |m, a| if a > m { a } else { m })
+    // A tree, as in `fold`: sixteen dependent comparisons would take longer than the loop above over a short row.
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let eight: [f32; 8] = std::array::from_fn(|l| larger(lanes[l], lanes[l + 8]));
+    let four: [f32; 4] = std::array::from_fn(|l| larger(eight[l], eight[l + 4]));
+    larger(larger(four[0], four[2]), larger(four[1], four[3]))
 }
 
 /// `e^x` in single precision, branch-free so that loops over it vectorise; within 2 units in the last place.

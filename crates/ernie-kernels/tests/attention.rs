@@ -154,3 +154,22 @@ fn overlapping_spans_are_refused() {
     let zeros = [0.0; 8];
     attention::forward(&zeros, &zeros, &zeros, &heads, &[0..3, 2..4], None, &mut [0.0; 8], &mut [0.0; 4]);
 }
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let c = &cases()[1];
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let (out, lse) = forward(c);
+            let (mut dq, mut dk, mut dv) = (vec![0.0; c.q.len()], vec![0.0; c.k.len()], vec![0.0; c.v.len()]);
+            attention::backward(
+                &c.q, &c.k, &c.v, &out, &lse, &c.q, &c.heads, &c.spans, c.window, &mut dq, &mut dk, &mut dv,
+            );
+            [out, lse, dq, dk, dv].concat()
+        })
+    };
+    let one = run(1);
+    same(&run(2), &one, "two threads");
+    same(&run(5), &one, "five threads");
+}

@@ -276,8 +276,8 @@ fn gradients_agree_with_differences() {
     norm::forward(&x, &w, 1e-5, &mut y, &mut rstd);
     let (mut dx, mut dw) = (vec![0.0; 24], vec![0.0; 12]);
     norm::backward(&x, &w, &rstd, &c, &mut dx, &mut dw);
-    for i in 0..24 {
-        assert!((f64::from(dx[i]) - slope(&x, i, run)).abs() < 2e-3, "{i}");
+    for (i, &dx) in dx.iter().enumerate() {
+        assert!((f64::from(dx) - slope(&x, i, run)).abs() < 2e-3, "{i}");
     }
 }
 

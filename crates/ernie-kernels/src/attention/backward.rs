@@ -94,18 +94,18 @@ impl Piece<'_> {
         let tile_positions = TILE_ROWS.div_ceil(group).max(1);
         let most = tile_positions * group;
         let scale = heads.scale();
-        // The sequence's gathered rows of this group: row `i` is head `i % group` of position `i / group`.
+        // Row `i` of the sequence is head `i % group` of position `i / group`; this is where it lies among all heads.
         let head_at = |i: usize| (self.span.start + i / group) * heads.query_heads + self.kv_head * group + i % group;
         let all = length * group;
-        // Per sequence: queries, output gradients, query gradients (`all` rows of `d`), and two numbers a row; per block: keys
-        // and values transposed, their gradients, and probabilities and score gradients both ways round.
-        let needed = 3 * all * d + 2 * all + 4 * d * KEYS + 4 * most * KEYS;
+        // For the sequence two numbers a row; for a tile its queries, output gradients and query gradients; for a block keys
+        // and values transposed and their gradients; and for both probabilities and score gradients, both ways round.
+        let needed = 2 * all + 3 * most * d + 4 * d * KEYS + 4 * most * KEYS;
         pool::scratch(needed, |scratch| {
-            let (queries, scratch) = scratch.split_at_mut(all * d);
-            let (d_outs, scratch) = scratch.split_at_mut(all * d);
-            let (d_queries, scratch) = scratch.split_at_mut(all * d);
             let (log_sums, scratch) = scratch.split_at_mut(all);
             let (means, scratch) = scratch.split_at_mut(all);
+            let (queries, scratch) = scratch.split_at_mut(most * d);
+            let (d_outs, scratch) = scratch.split_at_mut(most * d);
+            let (d_queries, scratch) = scratch.split_at_mut(most * d);
             let (keys_t, scratch) = scratch.split_at_mut(d * KEYS);
             let (values_t, scratch) = scratch.split_at_mut(d * KEYS);
             let (d_keys, scratch) = scratch.split_at_mut(d * KEYS);
@@ -116,16 +116,16 @@ impl Piece<'_> {
             for i in 0..all {
                 let head = head_at(i);
                 let row = head * d..(head + 1) * d;
-                queries[i * d..][..d].copy_from_slice(&self.q[row.clone()]);
-                d_outs[i * d..][..d].copy_from_slice(&self.d_out[row.clone()]);
-                means[i] = dot(isa, &self.d_out[row.clone()], &self.out[row]);
+                means[i] = dot(isa, &self.d_out[row.clone()], &self.out[row.clone()]);
                 log_sums[i] = self.lse[head];
+                // SAFETY: spans do not overlap and query heads belong to one key/value head, so no one else has this row.
+                unsafe { dq.part(row) }.fill(0.0);
             }
-            d_queries.fill(0.0);
             for block in (0..length).step_by(KEYS) {
                 let count = KEYS.min(length - block);
                 let at = ((self.span.start + block) * heads.kv_heads + self.kv_head) * d;
-                tile::transpose(isa, Tile { data: &self.k[at..], stride: width }, count, d, keys_t, KEYS);
+                let keys = Tile { data: &self.k[at..], stride: width };
+                tile::transpose(isa, keys, count, d, keys_t, KEYS);
                 tile::transpose(isa, Tile { data: &self.v[at..], stride: width }, count, d, values_t, KEYS);
                 d_keys.fill(0.0);
                 d_values.fill(0.0);
@@ -136,21 +136,21 @@ impl Piece<'_> {
                         break;
                     }
                     let rows = tile_positions.min(length - start) * group;
-                    let at_row = start * group;
-                    let q = Tile { data: &queries[at_row * d..], stride: d };
-                    let d_out = Tile { data: &d_outs[at_row * d..], stride: d };
-                    tile::multiply(isa, q, Tile { data: keys_t, stride: KEYS }, probs, KEYS, rows, d, count, false);
-                    tile::multiply(
-                        isa,
-                        d_out,
-                        Tile { data: values_t, stride: KEYS },
-                        d_scores,
-                        KEYS,
-                        rows,
-                        d,
-                        count,
-                        false,
-                    );
+                    let first_row = start * group;
+                    for i in 0..rows {
+                        let head = head_at(first_row + i);
+                        let (row, place) = (head * d..(head + 1) * d, i * d..(i + 1) * d);
+                        queries[place.clone()].copy_from_slice(&self.q[row.clone()]);
+                        d_outs[place.clone()].copy_from_slice(&self.d_out[row.clone()]);
+                        // SAFETY: as above.
+                        d_queries[place].copy_from_slice(unsafe { dq.part(row) });
+                    }
+                    let q = Tile { data: queries, stride: d };
+                    let d_out = Tile { data: d_outs, stride: d };
+                    let keys_t = Tile { data: keys_t, stride: KEYS };
+                    let values_t = Tile { data: values_t, stride: KEYS };
+                    tile::multiply(isa, q, keys_t, probs, KEYS, rows, d, count, false);
+                    tile::multiply(isa, d_out, values_t, d_scores, KEYS, rows, d, count, false);
                     for i in 0..rows {
                         let visible = Visible::new(start + i / group, block, self.window);
                         score_gradient(
@@ -160,39 +160,31 @@ impl Piece<'_> {
                             visible.first,
                             visible.end,
                             scale,
-                            log_sums[at_row + i],
-                            means[at_row + i],
+                            log_sums[first_row + i],
+                            means[first_row + i],
                         );
                     }
                     tile::transpose(isa, Tile { data: probs, stride: KEYS }, rows, count, probs_t, most);
                     tile::transpose(isa, Tile { data: d_scores, stride: KEYS }, rows, count, d_scores_t, most);
-                    tile::multiply(isa, Tile { data: probs_t, stride: most }, d_out, d_values, d, count, rows, d, true);
-                    tile::multiply(isa, Tile { data: d_scores_t, stride: most }, q, d_keys, d, count, rows, d, true);
-                    let keys = Tile { data: &self.k[at..], stride: width };
-                    tile::multiply(
-                        isa,
-                        Tile { data: d_scores, stride: KEYS },
-                        keys,
-                        &mut d_queries[at_row * d..],
-                        d,
-                        rows,
-                        count,
-                        d,
-                        true,
-                    );
+                    let probs_t = Tile { data: probs_t, stride: most };
+                    let d_scores_t = Tile { data: d_scores_t, stride: most };
+                    tile::multiply(isa, probs_t, d_out, d_values, d, count, rows, d, true);
+                    tile::multiply(isa, d_scores_t, q, d_keys, d, count, rows, d, true);
+                    let d_scores = Tile { data: d_scores, stride: KEYS };
+                    tile::multiply(isa, d_scores, keys, d_queries, d, rows, count, d, true);
+                    for (i, d_query) in d_queries.chunks_exact(d).take(rows).enumerate() {
+                        let head = head_at(first_row + i);
+                        // SAFETY: as above.
+                        unsafe { dq.part(head * d..(head + 1) * d) }.copy_from_slice(d_query);
+                    }
                 }
                 for j in 0..count {
                     let row = at + j * width..at + j * width + d;
-                    // SAFETY (both): spans do not overlap, and this piece alone has this sequence and key/value head.
-                    unsafe { dk.part(row.clone()) }.copy_from_slice(&d_keys[j * d..][..d]);
-                    // SAFETY: as above.
-                    unsafe { dv.part(row) }.copy_from_slice(&d_values[j * d..][..d]);
+                    // SAFETY: spans do not overlap, and this piece alone has this sequence and key/value head.
+                    let (dk, dv) = unsafe { (dk.part(row.clone()), dv.part(row)) };
+                    dk.copy_from_slice(&d_keys[j * d..][..d]);
+                    dv.copy_from_slice(&d_values[j * d..][..d]);
                 }
-            }
-            for i in 0..all {
-                let head = head_at(i);
-                // SAFETY: as above; the query heads of the group belong to this key/value head.
-                unsafe { dq.part(head * d..(head + 1) * d) }.copy_from_slice(&d_queries[i * d..][..d]);
             }
         });
     }

@@ -224,8 +224,15 @@ kernel! {
             row.fill(0.0);
             return;
         }
-        for (j, x) in row.iter_mut().enumerate() {
-            *x = if j >= first && j < end { *x * scale } else { f32::NEG_INFINITY };
+        let whole = first == 0 && end == KEYS;
+        if whole {
+            for x in row.iter_mut() {
+                *x *= scale;
+            }
+        } else {
+            for (j, x) in row.iter_mut().enumerate() {
+                *x = if j >= first && j < end { *x * scale } else { f32::NEG_INFINITY };
+            }
         }
         let block_max = simd::max(row);
         let new_max = if block_max > *max { block_max } else { *max };
@@ -240,11 +247,10 @@ kernel! {
         for x in row.iter_mut() {
             *x = simd::exp::<FMA>(*x - new_max);
         }
-        for x in row[..first].iter_mut() {
-            *x = 0.0;
-        }
-        for x in row[end..].iter_mut() {
-            *x = 0.0;
+        if !whole {
+            // What is masked may have been -inf itself, or NaN: say zero.
+            row[..first].fill(0.0);
+            row[end..].fill(0.0);
         }
         *total += simd::sum2(row, row, |x, _, sum| sum + x);
     }
