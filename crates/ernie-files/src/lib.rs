@@ -6,7 +6,7 @@
 //!
 //! * [`Checkpoint`] opens safetensors: a file, a folder, a folder of shards. [`safetensors::Writer`] writes them.
 //! * [`gguf::Gguf`] opens GGUF v2 and v3: metadata and tensor table.
-//! * Both hand out [`Bytes`], views into a read-only map; [`map`](crate::Bytes) costs no copy.
+//! * Both hand out [`Bytes`], views into a read-only map: nothing is copied.
 //! * [`atomic`] makes files and whole folders appear complete or not at all.
 //! * [`store::Store`] is the hub's own cache layout: resolve, list, remove, and pull with every hash checked.
 //!

@@ -259,6 +259,14 @@ fn refusals_are_told_apart() {
         })
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Environment, "{error}");
+    // Encryption is spoken where it is asked for; this hub does not understand it.
+    let error = place
+        .pull_as(&hub, |options| {
+            options.endpoint = options.endpoint.replace("http:", "https:");
+            options.retries = 0;
+        })
+        .unwrap_err();
+    assert!(error.kind() == ErrorKind::Environment && error.to_string().contains("rustls"), "{error}");
     // A file that is listed and not there.
     hub.change(|spec| {
         spec.status = None;

@@ -87,7 +87,8 @@ impl Store {
     /// Fetches a model and returns the folder of its files.
     ///
     /// Without `files` these are configuration, safetensors weights and their index, tokenizer, chat template, README
-    /// and licence of the top folder. A file whose bytes do not have the hash that the hub names is deleted.
+    /// and licence of the top folder. A file whose bytes do not have the hash that the hub names is deleted. One that is in
+    /// the store under that hash with the right length is believed and not fetched again.
     ///
     /// # Errors
     /// [`Error::Name`] for a name, revision, endpoint or token that cannot be one; [`Error::Hub`] for everything the hub
