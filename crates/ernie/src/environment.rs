@@ -21,8 +21,7 @@ fn path(name: &str) -> Option<PathBuf> {
 
 /// Whether colour is welcome; see <https://no-color.org>.
 pub(crate) fn colour_wanted() -> bool {
-    env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
-        && env::var_os("TERM").is_none_or(|t| t != "dumb")
+    env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && env::var_os("TERM").is_none_or(|t| t != "dumb")
 }
 
 /// What the libraries should log, if anything.
@@ -62,8 +61,8 @@ pub(crate) fn hub() -> Hub {
         // An unreadable token file is as good as none: the hub will say when it wants one.
         ernie_files::read_text(&token_file, 4096).ok()
     });
-    let offline = text("HF_HUB_OFFLINE")
-        .is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on"));
+    let offline =
+        text("HF_HUB_OFFLINE").is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on"));
     Hub {
         cache: path("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub")),
         endpoint: text("HF_ENDPOINT")

@@ -29,7 +29,8 @@ impl From<Exit> for ExitCode {
 }
 
 /// How a defect is reported; printed as the hint of every such error.
-pub(crate) const HOW_TO_REPORT: &str = "this is a defect of ernie: please report it with this line, the command, and the output of `ernie --version`";
+pub(crate) const HOW_TO_REPORT: &str =
+    "this is a defect of ernie: please report it with this line, the command, and the output of `ernie --version`";
 
 /// Turns a panic on any thread into one `error:` line and exit code 4.
 pub(crate) fn report_defects() {
@@ -50,9 +51,7 @@ fn defect_lines(panic: &std::panic::PanicHookInfo<'_>) -> String {
         .map(|s| (*s).to_owned())
         .or_else(|| panic.payload().downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without a message".to_owned());
-    let place = panic
-        .location()
-        .map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
+    let place = panic.location().map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
     let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
     format!("error: internal: {what}{place}\nhint: {HOW_TO_REPORT}")
 }
@@ -63,15 +62,8 @@ mod tests {
 
     #[test]
     fn codes_are_those_of_the_contract() {
-        let codes = [
-            Exit::Done,
-            Exit::No,
-            Exit::Input,
-            Exit::Environment,
-            Exit::Defect,
-            Exit::Interrupted,
-        ]
-        .map(|e| e as u8);
+        let codes =
+            [Exit::Done, Exit::No, Exit::Input, Exit::Environment, Exit::Defect, Exit::Interrupted].map(|e| e as u8);
         assert_eq!(codes, [0, 1, 2, 3, 4, 130]);
     }
 }

@@ -24,11 +24,7 @@ impl Failure {
         // Errors of readers may quote a file; whatever they quote, a failure stays one line.
         let message = one_line(&message.into());
         let hint = (exit == Exit::Defect).then(|| HOW_TO_REPORT.to_owned());
-        Failure {
-            exit,
-            message,
-            hint,
-        }
+        Failure { exit, message, hint }
     }
 
     /// Bad usage or bad input.
@@ -58,11 +54,7 @@ impl Failure {
 
     /// A reader of our output went away; that is no error and says nothing.
     pub(crate) fn quiet() -> Self {
-        Failure {
-            exit: Exit::Done,
-            message: String::new(),
-            hint: None,
-        }
+        Failure { exit: Exit::Done, message: String::new(), hint: None }
     }
 
     /// Adds the cure.
@@ -83,9 +75,7 @@ impl Failure {
         let message = format!("{what}: {error}");
         match error.kind() {
             K::BrokenPipe => Self::quiet(),
-            K::NotFound | K::InvalidData | K::InvalidInput | K::IsADirectory | K::NotADirectory => {
-                Self::input(message)
-            }
+            K::NotFound | K::InvalidData | K::InvalidInput | K::IsADirectory | K::NotADirectory => Self::input(message),
             _ => Self::environment(message),
         }
     }
@@ -94,11 +84,7 @@ impl Failure {
 /// Line breaks and other control characters become spaces, and the line is kept readable.
 fn one_line(text: &str) -> String {
     const LONGEST: usize = 600;
-    let flat: String = text
-        .trim()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+    let flat: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if flat.chars().count() <= LONGEST {
         return flat;
     }

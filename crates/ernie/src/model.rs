@@ -69,9 +69,7 @@ impl Model {
     pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         match &self.place {
             Place::Folder(path) => {
-                let has_one = ["tokenizer.json", "tokenizer.model"]
-                    .iter()
-                    .any(|file| path.join(file).exists());
+                let has_one = ["tokenizer.json", "tokenizer.model"].iter().any(|file| path.join(file).exists());
                 if !has_one {
                     return Ok(None);
                 }
@@ -91,12 +89,10 @@ impl Model {
     /// The tokenizer, or the error that says what needs one.
     pub(crate) fn tokenizer_for(&self, what: &str) -> Result<Tokenizer> {
         self.tokenizer()?.ok_or_else(|| {
-            Failure::input(format!("{}: no tokenizer, and {what} needs one", self.name)).hint(
-                match self.place {
-                    Place::Preset(_) => "a preset has random weights and no tokenizer; token ids work: --ids 5,6,7",
-                    _ => "put tokenizer.json or tokenizer.model beside the weights, or use token ids: --ids 5,6,7",
-                },
-            )
+            Failure::input(format!("{}: no tokenizer, and {what} needs one", self.name)).hint(match self.place {
+                Place::Preset(_) => "a preset has random weights and no tokenizer; token ids work: --ids 5,6,7",
+                _ => "put tokenizer.json or tokenizer.model beside the weights, or use token ids: --ids 5,6,7",
+            })
         })
     }
 
@@ -107,110 +103,6 @@ impl Model {
             None => Ok(ChatTemplate::default_ernie()),
         }
     }
-}
-
-fn find(name: &str) -> Result<Model> {
-        let place = find(name)?;
-        Ok(Model { name: name.to_owned(), place })
-    }
-
-    /// Where the weights come from; presets draw theirs from `seed`.
-    pub(crate) fn source(&self, seed: u64) -> ModelSource {
-        match &self.place {
-            Place::Folder(path) => ModelSource::Folder(path.clone()),
-            Place::Gguf(path) => ModelSource::Gguf(path.clone()),
-            Place::Preset(name) => ModelSource::Preset(name.clone(), seed),
-        }
-    }
-
-    /// Loads the weights, passing on what the loader wants the user to know.
-    pub(crate) fn load(&self, weights: WeightsOption, seed: u64, printer: &Printer) -> Result<Loaded> {
-        let loaded = ernie_model::load(&self.source(seed), weights.get()?)?;
-        for note in &loaded.report.notes {
-            printer.say(format!("note: {note}"));
-        }
-        Ok(loaded)
-    }
-
-    /// The tokenizer; `None` where a MODEL has none.
-    ///
-    /// # Errors
-    /// A tokenizer that is there and broken is an error, not an absence.
-    pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>> {
-        match &self.place {
-            Place::Folder(path) => {
-                let has_one = ["tokenizer.json", "tokenizer.model"]
-                    .iter()
-                    .any(|file| path.join(file).exists());
-                if !has_one {
-                    return Ok(None);
-                }
-                Ok(Some(Tokenizer::from_folder(path)?))
-            }
-            Place::Gguf(path) => {
-                let gguf = Gguf::open(path)?;
-                if !gguf.metadata().contains_key("tokenizer.ggml.tokens") {
-                    return Ok(None);
-                }
-                Ok(Some(Tokenizer::from_gguf(&gguf)?))
-            }
-            Place::Preset(_) => Ok(None),
-        }
-    }
-
-    /// The tokenizer, or the error that says what needs one.
-    pub(crate) fn tokenizer_for(&self, what: &str) -> Result<Tokenizer> {
-        self.tokenizer()?.ok_or_else(|| {
-            Failure::input(format!("{}: no tokenizer, and {what} needs one", self.name)).hint(
-                match self.place {
-                    Place::Preset(_) => "a preset has random weights and no tokenizer; token ids work: --ids 5,6,7",
-                    _ => "put tokenizer.json or tokenizer.model beside the weights, or use token ids: --ids 5,6,7",
-                },
-            )
-        })
-    }
-
-    /// The checkpoint's own chat template, or the family's default.
-    pub(crate) fn chat_template(&self) -> Result<ChatTemplate> {
-        let source = match &self.place {
-            Place::Folder(path) => folder_template(path)?,
-            Place::Gguf(path) => Gguf::open(path)?
-                .get_str("tokenizer.chat_template")?
-                .map(str::to_owned),
-            Place::Preset(_) => None,
-        };
-        match source {
-            Some(source) => Ok(ChatTemplate::from_source(&source)
-                .map_err(|e| Failure::from(e).context(&self.name))?),
-            None => Ok(ChatTemplate::default_ernie()),
-        }
-    }
-}
-
-/// `chat_template.jinja`, or the key of the same name in `tokenizer_config.json`.
-fn folder_template(folder: &Path) -> Result<Option<String>> {
-    let own_file = folder.join("chat_template.jinja");
-    if own_file.exists() {
-        return Ok(Some(ernie_files::read_text(&own_file, MAX_TEXT_BYTES)?));
-    }
-    let config = folder.join("tokenizer_config.json");
-    if !config.exists() {
-        return Ok(None);
-    }
-    let text = ernie_files::read_text(&config, MAX_TEXT_BYTES)?;
-    let json: serde_json::Value = serde_json::from_str(&text)
-        .map_err(|e| Failure::input(format!("{}: not JSON: {e}", config.display())))?;
-    Ok(match json.get("chat_template") {
-        Some(serde_json::Value::String(template)) => Some(template.clone()),
-        // Some checkpoints carry a list of named templates; "default" is the one for chat.
-        Some(serde_json::Value::Array(list)) => list
-            .iter()
-            .find(|t| t.get("name").and_then(|n| n.as_str()) == Some("default"))
-            .and_then(|t| t.get("template"))
-            .and_then(|t| t.as_str())
-            .map(str::to_owned),
-        _ => None,
-    })
 }
 
 fn find(name: &str) -> Result<Place> {
@@ -249,10 +141,7 @@ fn file(path: &Path) -> Result<Place> {
             "{}: weights alone are no MODEL, expected the folder with config.json beside them",
             path.display()
         ))),
-        _ => Err(Failure::input(format!(
-            "{}: not a MODEL, expected a folder or a .gguf file",
-            path.display()
-        ))),
+        _ => Err(Failure::input(format!("{}: not a MODEL, expected a folder or a .gguf file", path.display()))),
     }
 }
 
@@ -286,10 +175,8 @@ fn is_hub_name(name: &str) -> bool {
 fn stored(name: &str) -> Result<Place> {
     match in_store(name) {
         Some(path) => folder(&path).map_err(|f| f.context(name)),
-        None => Err(Failure::environment(format!(
-            "{name}: not in the store, and there is no folder of that name"
-        ))
-        .hint(format!("ernie pull {name}"))),
+        None => Err(Failure::environment(format!("{name}: not in the store, and there is no folder of that name"))
+            .hint(format!("ernie pull {name}"))),
     }
 }
 

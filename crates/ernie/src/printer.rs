@@ -57,15 +57,12 @@ impl Printer {
     /// Data as it is, flushed at once: streamed answers.
     pub(crate) fn write(&self, bytes: &[u8]) -> Result<()> {
         let mut out = std::io::stdout().lock();
-        out.write_all(bytes)
-            .and_then(|()| out.flush())
-            .map_err(|e| Failure::io("writing to standard output", &e))
+        out.write_all(bytes).and_then(|()| out.flush()).map_err(|e| Failure::io("writing to standard output", &e))
     }
 
     /// The one JSON document of `--json`.
     pub(crate) fn json(&self, value: &serde_json::Value) -> Result<()> {
-        let text = serde_json::to_string_pretty(value)
-            .map_err(|e| Failure::defect(format!("writing JSON: {e}")))?;
+        let text = serde_json::to_string_pretty(value).map_err(|e| Failure::defect(format!("writing JSON: {e}")))?;
         self.line(text)
     }
 
@@ -126,11 +123,7 @@ pub(crate) fn failure(failure: &Failure) -> Exit {
 }
 
 fn paint(on: bool, code: &str, text: &str) -> String {
-    if on {
-        format!("\u{1b}[{code}m{text}\u{1b}[0m")
-    } else {
-        text.to_owned()
-    }
+    if on { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
 }
 
 /// A byte count as people read it: `1.4 MB` (powers of ten, as disks and hubs count).

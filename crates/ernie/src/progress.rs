@@ -126,7 +126,5 @@ fn style(unit: Unit, has_end: bool, colour: bool) -> ProgressStyle {
         (Unit::Items, true) => format!("{bar} {{pos}}/{{len}} · {{msg}}"),
         (Unit::Items, false) => "{spinner} {pos} · {msg}".to_owned(),
     };
-    ProgressStyle::with_template(&template)
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("━━╌")
+    ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━╌")
 }

@@ -108,7 +108,13 @@ fn what_a_model_cannot_do_is_said() {
     assert!(answer.err.contains("256"), "{}", answer.err);
     let answer = bad(at.path(), &["generate", &dense, "--ids", "5", "--max-tokens", "0"], 2);
     assert!(answer.err.contains("max"), "{}", answer.err);
-    for (flag, value) in [("--temperature", "-1"), ("--temperature", "NaN"), ("--top-p", "2"), ("--min-p", "2"), ("--repetition-penalty", "0")] {
+    for (flag, value) in [
+        ("--temperature", "-1"),
+        ("--temperature", "NaN"),
+        ("--top-p", "2"),
+        ("--min-p", "2"),
+        ("--repetition-penalty", "0"),
+    ] {
         let flag_value = format!("{flag}={value}");
         bad(at.path(), &["generate", &dense, "--ids", "5", &flag_value], 2);
     }
@@ -154,7 +160,9 @@ fn input_files_with_mistakes() {
         assert!(answer.err.contains("ids.json") || answer.err.contains("sequence"), "{text}: {}", answer.err);
     }
     let tiny = common::tiny_run().display().to_string();
-    for text in ["{\"context\": 1}\n", "not json\n", "{\"context\": \"a\"}\n", "{\"context\": \"a\", \"continuation\": \"\"}\n"] {
+    for text in
+        ["{\"context\": 1}\n", "not json\n", "{\"context\": \"a\"}\n", "{\"context\": \"a\", \"continuation\": \"\"}\n"]
+    {
         fs::write(at.path().join("in.jsonl"), text).expect("lines");
         let answer = bad(at.path(), &["score", &tiny, "--input", "in.jsonl"], 2);
         assert!(answer.err.contains("in.jsonl") && answer.err.contains("line 1"), "{text}: {}", answer.err);
@@ -170,12 +178,11 @@ fn input_files_with_mistakes() {
 fn a_reader_that_goes_away_is_no_error() {
     let at = folder();
     let binary = env!("CARGO_BIN_EXE_ernie");
-    let script = format!("'{binary}' inspect preset:nano --json | true; '{binary}' --help | head -1 >/dev/null; echo ${{PIPESTATUS[0]}}");
-    let output = std::process::Command::new("bash")
-        .args(["-c", &script])
-        .current_dir(at.path())
-        .output()
-        .expect("bash");
+    let script = format!(
+        "'{binary}' inspect preset:nano --json | true; '{binary}' --help | head -1 >/dev/null; echo ${{PIPESTATUS[0]}}"
+    );
+    let output =
+        std::process::Command::new("bash").args(["-c", &script]).current_dir(at.path()).output().expect("bash");
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "0");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
@@ -190,7 +197,20 @@ fn help_and_version_are_data() {
     assert_eq!((nothing.code, nothing.out.as_str()), (2, ""));
     let version = run(at.path(), &["--version"]);
     assert!(version.out.starts_with("ernie 0."), "{}", version.out);
-    for command in ["quickstart", "chat", "generate", "inspect", "train", "eval", "score", "logits", "tokenize", "pull", "list", "remove"] {
+    for command in [
+        "quickstart",
+        "chat",
+        "generate",
+        "inspect",
+        "train",
+        "eval",
+        "score",
+        "logits",
+        "tokenize",
+        "pull",
+        "list",
+        "remove",
+    ] {
         let help = run(at.path(), &[command, "--help"]);
         assert_eq!(help.code, 0, "{command}");
         let example = format!("Example:\n  {}", if command == "tokenize" { "echo" } else { "ernie" });

@@ -63,7 +63,16 @@ fn a_signal_finishes_the_step_and_saves() {
     let at = tempfile::tempdir().expect("a temporary folder");
     write_tiny_recipe(at.path());
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_ernie"))
-        .args(["train", "recipe.toml", "--out", "run", "--set", "schedule.steps=100000", "--set", "checkpoint.every=100000"])
+        .args([
+            "train",
+            "recipe.toml",
+            "--out",
+            "run",
+            "--set",
+            "schedule.steps=100000",
+            "--set",
+            "checkpoint.every=100000",
+        ])
         .args(["--set", "evaluation.every=0"])
         .current_dir(at.path())
         .stderr(std::process::Stdio::piped())

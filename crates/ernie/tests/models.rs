@@ -60,7 +60,18 @@ fn generate_gives_the_recorded_ids() {
         let count = answer.len().to_string();
         let json = good(
             at.path(),
-            &["generate", &model, "--ids", &prompt, "--max-tokens", &count, "--temperature", "0", "--ignore-eos", "--json"],
+            &[
+                "generate",
+                &model,
+                "--ids",
+                &prompt,
+                "--max-tokens",
+                &count,
+                "--temperature",
+                "0",
+                "--ignore-eos",
+                "--json",
+            ],
         )
         .json();
         assert_eq!(json["ids"], serde_json::json!(answer), "{name}");
@@ -107,7 +118,8 @@ fn logits_are_the_recorded_ones() {
     let ids: Vec<i64> = ids.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("eight"))).collect();
     let rows: Vec<&[i64]> = ids.chunks(ids.len() / 2).collect();
     fs::write(at.path().join("ids.json"), serde_json::to_string(&rows).expect("JSON")).expect("ids");
-    let json = good(at.path(), &["logits", &model, "--ids-file", "ids.json", "--out", "logits.safetensors", "--json"]).json();
+    let json =
+        good(at.path(), &["logits", &model, "--ids-file", "ids.json", "--out", "logits.safetensors", "--json"]).json();
     assert!(json["tensors"]["logits.0"].is_array(), "{json}");
     let ours = Checkpoint::open(&at.path().join("logits.safetensors")).expect("our logits");
     let expected = floats(&reference.bytes("logits").expect("logits"));
@@ -195,7 +207,8 @@ fn eval_has_its_fields() {
 
     let rows = "sentence\tlabel\na fine film\t1\na dull film\t0\nwonderful\t1\n";
     fs::write(at.path().join("sst2.tsv"), rows).expect("rows");
-    let json = good(at.path(), &["eval", &model, "--task", "sst2", "--data", "sst2.tsv", "--limit", "2", "--json"]).json();
+    let json =
+        good(at.path(), &["eval", &model, "--task", "sst2", "--data", "sst2.tsv", "--limit", "2", "--json"]).json();
     assert_eq!((json["task"].as_str(), json["n"].as_u64()), (Some("sst2"), Some(2)));
     assert!(json["metrics"]["acc"].is_number() && json["metrics"]["acc_stderr"].is_number(), "{json}");
 }

@@ -24,7 +24,8 @@ fn model() -> Option<String> {
 
 fn complete(model: &str, prompt: &str, tokens: &str) -> Answer {
     let at = tempfile::tempdir().expect("a temporary folder");
-    let args = ["generate", model, "--prompt", prompt, "--no-chat", "--temperature", "0", "--max-tokens", tokens, "--json"];
+    let args =
+        ["generate", model, "--prompt", prompt, "--no-chat", "--temperature", "0", "--max-tokens", tokens, "--json"];
     good(at.path(), &args)
 }
 
@@ -47,7 +48,10 @@ fn it_answers_a_bare_turn() {
 
 #[test]
 fn its_template_is_rendered_as_its_makers_mean_it() {
-    use ernie_data::{chat::{ChatTemplate, Message}, tokenizer::Tokenizer};
+    use ernie_data::{
+        chat::{ChatTemplate, Message},
+        tokenizer::Tokenizer,
+    };
     let Some(model) = model() else { return };
     let gguf = ernie_files::gguf::Gguf::open(model.as_ref()).expect("a GGUF");
     let tokenizer = Tokenizer::from_gguf(&gguf).expect("a tokenizer");

@@ -68,13 +68,11 @@ impl Hub {
             let siblings: Vec<_> =
                 self.files.iter().map(|(name, _)| serde_json::json!({ "rfilename": name })).collect();
             let body = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
-            let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+            let _ =
+                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
             return;
         }
-        let file = self
-            .files
-            .iter()
-            .find(|(name, _)| *path == format!("/tiny/moe/resolve/{COMMIT}/{name}"));
+        let file = self.files.iter().find(|(name, _)| *path == format!("/tiny/moe/resolve/{COMMIT}/{name}"));
         let Some((name, bytes)) = file else {
             let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
             return;

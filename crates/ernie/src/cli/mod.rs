@@ -8,9 +8,7 @@ pub(crate) mod sampling;
 mod unbuilt;
 
 use crate::{
-    commands::{
-        chat, eval, generate, inspect, logits, score, store, tokenize, train,
-    },
+    commands::{chat, eval, generate, inspect, logits, score, store, tokenize, train},
     exit::Exit,
     failure::{Failure, Result},
     quickstart,
@@ -105,10 +103,7 @@ fn refuse(error: &clap::Error) -> Failure {
             let first = parts.next().unwrap_or_default();
             let message = first.strip_prefix("error: ").unwrap_or(first);
             let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-            let tip = text
-                .lines()
-                .find_map(|line| line.trim().strip_prefix("tip: "))
-                .map(str::to_owned);
+            let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: ")).map(str::to_owned);
             let usage = text
                 .lines()
                 .find_map(|line| line.trim().strip_prefix("Usage: "))
@@ -153,10 +148,7 @@ mod tests {
         fn check(command: &mut clap::Command, path: &str) {
             let help = command.render_long_help().to_string();
             assert!(help.starts_with("Example:\n  "), "{path}: {help}");
-            let subcommands: Vec<_> = command
-                .get_subcommands()
-                .map(|c| c.get_name().to_owned())
-                .collect();
+            let subcommands: Vec<_> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
             for name in subcommands {
                 if let Some(sub) = command.find_subcommand_mut(&name) {
                     check(sub, &format!("{path} {name}"));

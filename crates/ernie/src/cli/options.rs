@@ -68,8 +68,7 @@ pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
         .split(|c: char| c == ',' || c.is_whitespace())
         .filter(|part| !part.is_empty())
         .map(|part| {
-            part.parse::<u32>()
-                .map_err(|_| format!("`{part}` is not a token id, expected numbers such as 5,6,7"))
+            part.parse::<u32>().map_err(|_| format!("`{part}` is not a token id, expected numbers such as 5,6,7"))
         })
         .collect();
     let ids = ids?;

@@ -167,7 +167,8 @@ impl Talk {
             }
             Line::Exit => return Ok(ControlFlow::Break(())),
             Line::Unknown(command) => {
-                self.printer.say(format!("{command} is not a command; /help lists them, // begins a message with a slash"));
+                self.printer
+                    .say(format!("{command} is not a command; /help lists them, // begins a message with a slash"));
             }
             Line::Message(message) => {
                 let message = message.strip_prefix('/').filter(|m| m.starts_with('/')).unwrap_or(message);
@@ -181,13 +182,13 @@ impl Talk {
         let printer = self.printer;
         let mut broken = None;
         let guard = interrupt::graceful();
-        let reply = self.conversation.say(&mut self.session, message, &self.options, &mut |text| {
-            match printer.write(text.as_bytes()) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(failure) => {
-                    broken = Some(failure);
-                    ControlFlow::Break(())
-                }
+        let reply = self.conversation.say(&mut self.session, message, &self.options, &mut |text| match printer
+            .write(text.as_bytes())
+        {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(failure) => {
+                broken = Some(failure);
+                ControlFlow::Break(())
             }
         });
         drop(guard);

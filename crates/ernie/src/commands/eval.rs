@@ -112,9 +112,8 @@ fn show(report: &EvalReport, printer: &Printer) -> Result<()> {
     let width = report.metrics.keys().filter(plain).map(String::len).max().unwrap_or(0);
     for name in report.metrics.keys().filter(plain) {
         let value = report.value(name).map_or_else(|| "not finite".to_owned(), |v| format!("{v:.4}"));
-        let error = report
-            .value(&format!("{name}_stderr"))
-            .map_or_else(String::new, |e| printer.faint(&format!("  ± {e:.4}")));
+        let error =
+            report.value(&format!("{name}_stderr")).map_or_else(String::new, |e| printer.faint(&format!("  ± {e:.4}")));
         printer.line(format!("  {name:width$}  {value}{error}"))?;
     }
     Ok(())

@@ -25,7 +25,9 @@ use std::ops::ControlFlow;
 /// A prompt is put into the model's chat template as one user message. With --no-chat it is completed as it
 /// stands, and control tokens written out in it are recognised. --ids needs no tokenizer and is never templated.
 #[derive(Debug, clap::Args)]
-#[command(before_help = "Example:\n  ernie generate runs/quickstart --no-chat --prompt 'Once upon a time' --max-tokens 100")]
+#[command(
+    before_help = "Example:\n  ernie generate runs/quickstart --no-chat --prompt 'Once upon a time' --max-tokens 100"
+)]
 pub(crate) struct Args {
     /// The model
     model: String,
@@ -121,19 +123,14 @@ fn json_of(answer: &Answer) -> serde_json::Value {
 
 /// One line about an answer.
 pub(crate) fn summary(answer: &Answer) -> String {
-    let speed = answer
-        .tokens_per_s()
-        .map_or_else(String::new, |speed| format!(", {speed:.1} tokens/s"));
+    let speed = answer.tokens_per_s().map_or_else(String::new, |speed| format!(", {speed:.1} tokens/s"));
     let why = match &answer.finish_reason {
         FinishReason::Stop => "",
         FinishReason::Length => ", cut at the limit",
         FinishReason::Cancelled => ", stopped",
         FinishReason::Error(_) => ", failed",
     };
-    format!(
-        "{} tokens after a prompt of {}{speed}{why}",
-        answer.completion_tokens, answer.prompt_tokens
-    )
+    format!("{} tokens after a prompt of {}{speed}{why}", answer.completion_tokens, answer.prompt_tokens)
 }
 
 /// An engine for one user: as many requests at once as `max_running`.

@@ -111,11 +111,8 @@ fn fields(inspection: &Inspection) -> Value {
     let config = &inspection.config;
     let count = config.parameters();
     let published = config.to_json();
-    let inferred: Vec<Value> = inspection
-        .inferred
-        .iter()
-        .map(|(field, why)| json!({ "field": field, "why": why }))
-        .collect();
+    let inferred: Vec<Value> =
+        inspection.inferred.iter().map(|(field, why)| json!({ "field": field, "why": why })).collect();
     json!({
         "architecture": published["architectures"][0],
         "layers": config.num_hidden_layers,
@@ -144,10 +141,7 @@ fn show(model: &Model, inspection: &Inspection, printer: &Printer) -> Result<()>
     };
     let mut rows: Vec<(&str, String)> = Vec::new();
     rows.push(("kind", kind.to_owned()));
-    rows.push((
-        "parameters",
-        format!("{}  ({})", printer::exact(count.total), printer::count(count.total)),
-    ));
+    rows.push(("parameters", format!("{}  ({})", printer::exact(count.total), printer::count(count.total))));
     if count.active != count.total {
         rows.push(("  per token", format!("{}  ({})", printer::exact(count.active), printer::count(count.active))));
     }
@@ -195,14 +189,8 @@ fn show(model: &Model, inspection: &Inspection, printer: &Printer) -> Result<()>
     rows.push(("context", format!("{} tokens", printer::exact(config.max_position_embeddings as u64))));
     let predicted = if matches!(model.place, Place::Preset(_)) { ", predicted" } else { "" };
     rows.push(("weights", format!("{}{predicted}", printer::bytes(report.weight_bytes))));
-    rows.push((
-        "cache",
-        format!("{} a token in bf16", printer::bytes(config.kv_bytes_per_token(KV_BYTES))),
-    ));
-    rows.push((
-        "tensors",
-        format!("{} used, {} skipped", printer::exact(report.used as u64), report.skipped.len()),
-    ));
+    rows.push(("cache", format!("{} a token in bf16", printer::bytes(config.kv_bytes_per_token(KV_BYTES)))));
+    rows.push(("tensors", format!("{} used, {} skipped", printer::exact(report.used as u64), report.skipped.len())));
     printer.line(printer.bold(&model.name))?;
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     for (name, value) in rows {

@@ -59,26 +59,18 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let infos: Vec<TensorInfo> = sequences
         .iter()
         .enumerate()
-        .map(|(i, ids)| TensorInfo {
-            name: format!("logits.{i}"),
-            dtype: Dtype::F32,
-            shape: vec![ids.len(), vocab],
-        })
+        .map(|(i, ids)| TensorInfo { name: format!("logits.{i}"), dtype: Dtype::F32, shape: vec![ids.len(), vocab] })
         .collect();
     // Everything is checked before the first byte is written.
     check(&engine, &sequences)?;
     let unfinished = args.out.with_extension("safetensors.part");
     let written = write(&mut engine, &sequences, &infos, &unfinished)
-        .and_then(|()| {
-            std::fs::rename(&unfinished, &args.out)
-                .map_err(|e| Failure::io(args.out.display(), &e))
-        });
+        .and_then(|()| std::fs::rename(&unfinished, &args.out).map_err(|e| Failure::io(args.out.display(), &e)));
     if written.is_err() {
         let _ = std::fs::remove_file(&unfinished);
     }
     written?;
-    let shapes: BTreeMap<&str, &[usize]> =
-        infos.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
+    let shapes: BTreeMap<&str, &[usize]> = infos.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
     if args.json.json {
         printer.json(&json!({ "out": args.out.display().to_string(), "tensors": shapes }))?;
     } else {
@@ -94,11 +86,7 @@ fn check(engine: &Engine, sequences: &[Vec<u32>]) -> Result<()> {
             return Err(at("empty, expected at least one token id".to_owned()));
         }
         if ids.len() > engine.context_length() {
-            return Err(at(format!(
-                "{} tokens, the context holds {}",
-                ids.len(),
-                engine.context_length()
-            )));
+            return Err(at(format!("{} tokens, the context holds {}", ids.len(), engine.context_length())));
         }
         if let Some(id) = ids.iter().find(|id| **id as usize >= engine.vocab_size()) {
             return Err(at(format!(

@@ -51,11 +51,11 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     } else {
         ernie_files::read_bounded(&args.input, MAX_INPUT_BYTES)?
     };
-    let at = |number: usize, why: String| {
-        Failure::input(format!("{}: line {}: {why}", args.input.display(), number + 1))
-    };
-    let text = String::from_utf8(bytes)
-        .map_err(|e| Failure::input(format!("{}: not UTF-8 at byte {}", args.input.display(), e.utf8_error().valid_up_to())))?;
+    let at =
+        |number: usize, why: String| Failure::input(format!("{}: line {}: {why}", args.input.display(), number + 1));
+    let text = String::from_utf8(bytes).map_err(|e| {
+        Failure::input(format!("{}: not UTF-8 at byte {}", args.input.display(), e.utf8_error().valid_up_to()))
+    })?;
     let model = Model::find(&args.model)?;
     let tokenizer = model.tokenizer_for("`score`")?;
 
@@ -64,9 +64,8 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         if line.trim().is_empty() {
             continue;
         }
-        let line: Line = serde_json::from_str(line).map_err(|e| {
-            at(number, format!("{e}; expected {{\"context\": \"…\", \"continuation\": \"…\"}}"))
-        })?;
+        let line: Line = serde_json::from_str(line)
+            .map_err(|e| at(number, format!("{e}; expected {{\"context\": \"…\", \"continuation\": \"…\"}}")))?;
         if line.continuation.is_empty() {
             return Err(at(number, "the continuation is empty".to_owned()));
         }

@@ -50,8 +50,9 @@ pub(crate) fn pull(args: &PullArgs, printer: &Printer) -> Result<Exit> {
     let (name, revision) = split(&args.name);
     let store = Store::new(&hub.cache);
     if hub.offline {
-        return Err(Failure::environment("HF_HUB_OFFLINE is set, so nothing is fetched")
-            .hint("unset HF_HUB_OFFLINE to pull"));
+        return Err(
+            Failure::environment("HF_HUB_OFFLINE is set, so nothing is fetched").hint("unset HF_HUB_OFFLINE to pull")
+        );
     }
     let mut options = PullOptions::new(name);
     if let Some(revision) = revision {

@@ -39,7 +39,6 @@ pub(crate) enum Action {
     Train(TrainArgs),
 }
 
-/// `tokenize encode`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct EncodeArgs {
     /// Whose tokenizer
@@ -57,7 +56,6 @@ pub(crate) struct EncodeArgs {
     json: Json,
 }
 
-/// `tokenize decode`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DecodeArgs {
     /// Whose tokenizer
@@ -69,7 +67,6 @@ pub(crate) struct DecodeArgs {
     json: Json,
 }
 
-/// `tokenize train`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TrainArgs {
     /// Text, JSONL or Parquet files, plain, gzip or zstd; globs work
@@ -98,16 +95,10 @@ fn encode(args: &EncodeArgs, printer: &Printer) -> Result<Exit> {
     let tokenizer = tokenizer(&args.model)?;
     let text = match (&args.text, &args.file) {
         (Some(text), _) => text.clone(),
-        (None, Some(file)) => {
-            lossy(&ernie_files::read_bounded(file, MAX_INPUT_BYTES)?)
-        }
+        (None, Some(file)) => lossy(&ernie_files::read_bounded(file, MAX_INPUT_BYTES)?),
         (None, None) => lossy(&standard_input()?),
     };
-    let ids = if args.special {
-        tokenizer.encode_with_special(&text)?
-    } else {
-        tokenizer.encode(&text)?
-    };
+    let ids = if args.special { tokenizer.encode_with_special(&text)? } else { tokenizer.encode(&text)? };
     if args.json.json {
         let tokens: Vec<String> = ids.iter().map(|&id| piece(&tokenizer, id)).collect();
         printer.json(&json!({ "ids": ids, "tokens": tokens, "count": ids.len() }))?;
@@ -121,8 +112,7 @@ fn decode(args: &DecodeArgs, printer: &Printer) -> Result<Exit> {
     let tokenizer = tokenizer(&args.model)?;
     let ids = match &args.ids {
         Some(ids) => ids.clone(),
-        None => parse_ids(&lossy(&standard_input()?))
-            .map_err(|e| Failure::input(format!("standard input: {e}")))?,
+        None => parse_ids(&lossy(&standard_input()?)).map_err(|e| Failure::input(format!("standard input: {e}")))?,
     };
     let size = tokenizer.vocab_size();
     if let Some(id) = ids.iter().find(|id| **id as usize >= size) {
@@ -216,10 +206,7 @@ pub(crate) fn standard_input() -> Result<Vec<u8>> {
         .read_to_end(&mut bytes)
         .map_err(|e| Failure::io("reading standard input", &e))?;
     if bytes.len() as u64 > MAX_INPUT_BYTES {
-        return Err(Failure::input(format!(
-            "standard input is longer than {}",
-            printer::bytes(MAX_INPUT_BYTES)
-        )));
+        return Err(Failure::input(format!("standard input is longer than {}", printer::bytes(MAX_INPUT_BYTES))));
     }
     Ok(bytes)
 }

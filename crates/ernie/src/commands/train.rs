@@ -7,9 +7,7 @@ use crate::{
     printer::{self, Printer},
     progress::{Progress, Unit},
 };
-use ernie_train::{
-    Evaluation, Finished, Observer, Options, Outcome, Saved, Started, StepReport, Trainer,
-};
+use ernie_train::{Evaluation, Finished, Observer, Options, Outcome, Saved, Started, StepReport, Trainer};
 use std::path::PathBuf;
 
 /// Train a model by a recipe
@@ -52,7 +50,11 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let mut trainer = Trainer::prepare(recipe, &options).map_err(|error| {
         let resumable = matches!(error, ernie_train::Error::NotEmpty { .. });
         let failure = Failure::from(error);
-        if resumable { failure.hint("--resume goes on from its newest checkpoint, --out takes another folder") } else { failure }
+        if resumable {
+            failure.hint("--resume goes on from its newest checkpoint, --out takes another folder")
+        } else {
+            failure
+        }
     })?;
     let guard = interrupt::graceful();
     let finished = trainer.run(&mut [&mut Watch::new(*printer)], &interrupt::flag())?;
@@ -63,7 +65,11 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
             Ok(Exit::Done)
         }
         Outcome::Interrupted => {
-            printer.say(format!("go on with: ernie train {} --out {} --resume", args.recipe.display(), args.out.display()));
+            printer.say(format!(
+                "go on with: ernie train {} --out {} --resume",
+                args.recipe.display(),
+                args.out.display()
+            ));
             Ok(Exit::Interrupted)
         }
     }
@@ -81,13 +87,7 @@ pub(crate) struct Watch {
 impl Watch {
     /// A watcher that has seen nothing yet.
     pub(crate) fn new(printer: Printer) -> Self {
-        Watch {
-            printer,
-            progress: None,
-            began: std::time::Instant::now(),
-            first_step: 0,
-            smooth_tokens_per_s: None,
-        }
+        Watch { printer, progress: None, began: std::time::Instant::now(), first_step: 0, smooth_tokens_per_s: None }
     }
 }
 
@@ -168,9 +168,7 @@ impl Observer for Watch {
 
 /// `step 100: held-out loss 4.123, 2.41 bits per byte`.
 fn evaluation_line(step: u64, evaluation: &Evaluation) -> String {
-    let bits = evaluation
-        .bits_per_byte
-        .map_or_else(String::new, |bits| format!(", {bits:.3} bits per byte"));
+    let bits = evaluation.bits_per_byte.map_or_else(String::new, |bits| format!(", {bits:.3} bits per byte"));
     format!("step {step}: held-out loss {:.3}{bits}", evaluation.loss)
 }
 

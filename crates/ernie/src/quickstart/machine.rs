@@ -13,10 +13,7 @@ pub(crate) fn describe() -> Vec<(String, String)> {
     if let Some(bytes) = memory_bytes() {
         rows.push(("memory".to_owned(), crate::printer::bytes(bytes)));
     }
-    rows.push((
-        "system".to_owned(),
-        format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-    ));
+    rows.push(("system".to_owned(), format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)));
     rows
 }
 
@@ -41,9 +38,7 @@ fn small_file(path: &str) -> Option<String> {
 
 /// Now, as `2026-11-23 22:01 UTC`.
 pub(crate) fn now() -> String {
-    let seconds = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs());
+    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     date(seconds)
 }
 
@@ -51,8 +46,7 @@ pub(crate) fn now() -> String {
 fn date(seconds: u64) -> String {
     let days = seconds / 86_400 + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;

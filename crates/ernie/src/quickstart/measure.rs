@@ -48,18 +48,16 @@ pub(super) fn baselines(printer: &Printer) -> Result<Baselines> {
     Ok(Baselines { lzma, ngram })
 }
 
-/// Loads a checkpoint in one form and measures it.
-pub(super) fn quality(checkpoint: &Path, weights: WeightsAs, printer: &Printer) -> Result<Quality> {
-    let loaded = ernie_model::load(&ModelSource::Folder(checkpoint.to_owned()), weights)?;
-    let tokenizer = Tokenizer::from_folder(checkpoint)?;
+/// Loads a model in one form and measures it.
+pub(super) fn quality(model: &Path, weights: WeightsAs, printer: &Printer) -> Result<Quality> {
+    let loaded = ernie_model::load(&ModelSource::Folder(model.to_owned()), weights)?;
+    let tokenizer = Tokenizer::from_folder(model)?;
     let weight_bytes = loaded.decoder.weight_bytes();
     let mut engine = engine(loaded.decoder, TOGETHER)?;
     let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer };
     let report = Perplexity.run(&mut subject, &EvalOptions::default(), &mut |_, _| {})?;
     let value = |name: &str| {
-        report
-            .value(name)
-            .ok_or_else(|| Failure::defect(format!("the perplexity task has no finite {name}")))
+        report.value(name).ok_or_else(|| Failure::defect(format!("the perplexity task has no finite {name}")))
     };
     let bits_per_byte = value("bits_per_byte")?;
     let loss = value("token_perplexity")?.ln();
@@ -109,10 +107,9 @@ impl Probe for Choices {
 }
 
 /// How the held-out text spreads over the experts.
-pub(super) fn expert_load(checkpoint: &Path) -> Result<Vec<LayerLoad>> {
-    let decoder: Decoder =
-        ernie_model::load(&ModelSource::Folder(checkpoint.to_owned()), WeightsAs::Native)?.decoder;
-    let ids = Tokenizer::from_folder(checkpoint)?.encode(bundled::held_out_text())?;
+pub(super) fn expert_load(model: &Path) -> Result<Vec<LayerLoad>> {
+    let decoder: Decoder = ernie_model::load(&ModelSource::Folder(model.to_owned()), WeightsAs::Native)?.decoder;
+    let ids = Tokenizer::from_folder(model)?.encode(bundled::held_out_text())?;
     let mut choices = Choices::default();
     for window in ids.chunks(512) {
         let tokens = Tokens::packed(window.to_vec(), &[window.len()]);

@@ -4,8 +4,8 @@
 //! made in a hidden folder beside the final one and takes its place at the end, so an interrupted
 //! quickstart never harms an earlier one.
 
-mod measure;
 mod machine;
+mod measure;
 mod samples;
 mod training;
 mod write;
@@ -109,11 +109,11 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
 
     stages.start("evaluation");
     let baselines = measure::baselines(printer)?;
-    let plain = measure::quality(&trained.checkpoint, ernie_model::WeightsAs::Native, printer)?;
-    let expert_load = measure::expert_load(&trained.checkpoint)?;
+    let plain = measure::quality(&trained.model, ernie_model::WeightsAs::Native, printer)?;
+    let expert_load = measure::expert_load(&trained.model)?;
 
     stages.start("8 bits");
-    let int8 = measure::quality(&trained.checkpoint, ernie_model::WeightsAs::Int8, printer)?;
+    let int8 = measure::quality(&trained.model, ernie_model::WeightsAs::Int8, printer)?;
     printer.say(format!(
         "  {} → {}, {:.3} → {:.3} bits per byte, {:.0} → {:.0} tokens/s",
         printer::bytes(plain.weight_bytes),
@@ -125,7 +125,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     ));
 
     stages.start("samples");
-    let samples = samples::write(&trained.checkpoint, args.seed)?;
+    let samples = samples::write(&trained.model, args.seed)?;
     for sample in &samples {
         printer.say(format!("  {}{}", printer.bold_talk(&sample.prompt), indent(&sample.text)));
     }

@@ -14,9 +14,9 @@ const PROMPTS: [&str; 3] = ["Once upon a time", "“Oh dear!” said Alice", "Th
 const TOKENS: usize = 80;
 
 /// Continues each beginning.
-pub(super) fn write(checkpoint: &Path, seed: u64) -> Result<Vec<Sample>> {
-    let loaded = ernie_model::load(&ModelSource::Folder(checkpoint.to_owned()), WeightsAs::Native)?;
-    let tokenizer = Tokenizer::from_folder(checkpoint)?;
+pub(super) fn write(model: &Path, seed: u64) -> Result<Vec<Sample>> {
+    let loaded = ernie_model::load(&ModelSource::Folder(model.to_owned()), WeightsAs::Native)?;
+    let tokenizer = Tokenizer::from_folder(model)?;
     let mut session = Session::new(engine(loaded.decoder, 1)?, tokenizer, ChatTemplate::default_ernie());
     let options = Options {
         max_tokens: TOKENS,

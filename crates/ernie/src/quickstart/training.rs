@@ -6,9 +6,8 @@ use crate::{
     interrupt,
     printer::{self, Printer},
 };
-use ernie_train::{
-    Evaluation, Observer, Options, Outcome, Recipe, StepReport, Trainer, recipe as tables,
-};
+use ernie_data::{bundled, tokenizer::Tokenizer};
+use ernie_train::{Evaluation, Observer, Options, Outcome, Recipe, StepReport, Trainer, recipe as tables};
 use std::{
     path::{Path, PathBuf},
     time::Instant,
@@ -17,8 +16,8 @@ use std::{
 /// Tokens of the vocabulary. Small, because the corpus is: each token must be seen often enough.
 const VOCAB: usize = 2048;
 /// Rows of a step, and tokens of a row: small steps, because there are few minutes and many steps help more.
-const ROWS: usize = 8;
-const SEQ_LEN: usize = 256;
+const ROWS: usize = 4;
+const SEQ_LEN: usize = 512;
 /// Peak learning rate.
 const LEARNING_RATE: f64 = 3e-3;
 /// Steps that are timed to learn the machine's speed; one more, untimed, comes first.
@@ -51,7 +50,8 @@ impl Observer for Curve {
 
 /// What training left.
 pub(super) struct Trained {
-    pub(super) checkpoint: PathBuf,
+    /// The folder in the published layout.
+    pub(super) model: PathBuf,
     pub(super) tokens: u64,
     pub(super) seconds: f64,
     pub(super) params_total: u64,
@@ -81,7 +81,8 @@ pub(super) fn steps_that_fit(folder: &Path, seed: u64, seconds: f64, printer: &P
     let left = seconds - began.elapsed().as_secs_f64() - preparing_s;
     let for_steps = 0.9 * left - EVALUATIONS as f64 * evaluation_s;
     let fit = (for_steps / step_s).floor().max(FEWEST_STEPS as f64) as u64;
-    let steps = fit.min(most_steps(trainer.targets_per_epoch()));
+    let tokens_per_epoch = trainer.tokenizer().encode(bundled::train_text())?.len();
+    let steps = fit.min(most_steps(tokens_per_epoch));
     printer.say(format!(
         "  {} tokens/s on this machine: {steps} steps, about {}",
         printer::exact(positions_per_s as u64),
@@ -91,12 +92,7 @@ pub(super) fn steps_that_fit(folder: &Path, seed: u64, seconds: f64, printer: &P
 }
 
 /// Trains; `None` when the user stopped it.
-pub(super) fn train(
-    folder: &Path,
-    seed: u64,
-    steps: u64,
-    printer: &Printer,
-) -> Result<Option<Trained>> {
+pub(super) fn train(folder: &Path, seed: u64, steps: u64, printer: &Printer) -> Result<Option<Trained>> {
     let recipe = recipe(seed, steps)?;
     let recipe_toml = recipe.to_toml()?;
     let mut trainer = prepare(recipe, folder)?;
@@ -109,12 +105,11 @@ pub(super) fn train(
     if finished.outcome == Outcome::Interrupted {
         return Ok(None);
     }
-    let checkpoint = finished
-        .checkpoint
-        .ok_or_else(|| Failure::defect("a finished run has no checkpoint"))?;
+    let checkpoint = finished.checkpoint.ok_or_else(|| Failure::defect("a finished run has no checkpoint"))?;
+    publish(folder, &checkpoint, trainer.tokenizer())?;
     let count = config.parameters();
     Ok(Some(Trained {
-        checkpoint,
+        model: folder.to_owned(),
         tokens: finished.tokens,
         seconds: finished.seconds,
         params_total: count.total,
@@ -133,7 +128,6 @@ fn recipe(seed: u64, steps: u64) -> Result<Recipe> {
         data: tables::Data {
             train: vec![tables::BUNDLED.to_owned()],
             tokenizer: tables::TokenizerSource::Train(tables::TrainTokenizer { train: VOCAB }),
-            format: tables::Format::Text,
             ..Default::default()
         },
         batch: tables::BatchSize { rows: ROWS, seq_len: SEQ_LEN, grad_accum: 1 },
@@ -154,16 +148,42 @@ fn recipe(seed: u64, steps: u64) -> Result<Recipe> {
 }
 
 fn prepare(recipe: Recipe, out: &Path) -> Result<Trainer> {
-    let options = Options {
-        out: out.to_owned(),
-        resume: false,
-        commit: crate::commands::COMMIT.to_owned(),
-        resolve: &|_| None,
-    };
+    let options =
+        Options { out: out.to_owned(), resume: false, commit: crate::commands::COMMIT.to_owned(), resolve: &|_| None };
     Ok(Trainer::prepare(recipe, &options)?)
 }
 
 /// The number of steps that makes [`MOST_EPOCHS`] passes.
-fn most_steps(tokens_per_epoch: u64) -> u64 {
+fn most_steps(tokens_per_epoch: usize) -> u64 {
     (MOST_EPOCHS * tokens_per_epoch as f64 / (ROWS * SEQ_LEN) as f64) as u64
+}
+
+/// How a conversation with a teller of stories is written: each answer goes on from what the user wrote.
+const STORY_TEMPLATE: &str = "{% for message in messages %}{% if message.role == 'user' and not loop.first %}\n{% endif %}\
+    {{ message.content }}{% endfor %}";
+
+/// Lays the model out at the top of the run folder, ready to use, with what its use asks for.
+///
+/// The checkpoint beside it stays as training left it. Here the context is as long as the rows it was trained on, a
+/// paragraph's end ends an answer (the books have a paragraph a line), and the chat template goes on with the user's text.
+fn publish(folder: &Path, checkpoint: &Path, tokenizer: &Tokenizer) -> Result<()> {
+    let weights = "model.safetensors";
+    let (from, to) = (checkpoint.join(weights), folder.join(weights));
+    std::fs::hard_link(&from, &to)
+        .or_else(|_| std::fs::copy(&from, &to).map(drop))
+        .map_err(|e| Failure::io(to.display(), &e))?;
+    tokenizer.save(folder)?;
+    let text = ernie_files::read_text(&checkpoint.join("config.json"), 1 << 20)?;
+    let mut config: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| Failure::defect(format!("our own config.json: {e}")))?;
+    config["max_position_embeddings"] = SEQ_LEN.into();
+    let mut ends: Vec<u32> = tokenizer.eos().into_iter().collect();
+    if let [line_end] = tokenizer.encode("\n")?[..] {
+        ends.push(line_end);
+    }
+    config["eos_token_id"] = ends.into();
+    let text = serde_json::to_string_pretty(&config).map_err(|e| Failure::defect(format!("writing JSON: {e}")))?;
+    ernie_files::atomic::write(&folder.join("config.json"), text.as_bytes())?;
+    ernie_files::atomic::write(&folder.join("chat_template.jinja"), STORY_TEMPLATE.as_bytes())?;
+    Ok(())
 }

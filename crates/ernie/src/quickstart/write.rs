@@ -27,9 +27,7 @@ impl Place {
     /// A folder at `out` that no quickstart made is refused: it would be replaced.
     pub(super) fn begin(out: &Path) -> Result<Self> {
         let io = |path: &Path, e: &std::io::Error| Failure::io(path.display(), e);
-        let name = out
-            .file_name()
-            .ok_or_else(|| Failure::input(format!("{}: not a folder name", out.display())))?;
+        let name = out.file_name().ok_or_else(|| Failure::input(format!("{}: not a folder name", out.display())))?;
         let occupied = out.exists()
             && !out.join("report.html").exists()
             && fs::read_dir(out).map_err(|e| io(out, &e))?.next().is_some();

@@ -12,18 +12,11 @@ const ROW: f64 = 46.0;
 pub(super) fn figure(bars: &[Bar]) -> String {
     let mut bars: Vec<&Bar> = bars.iter().filter(|b| b.value.is_finite()).collect();
     bars.sort_by(|a, b| a.value.total_cmp(&b.value));
-    let label = bars.iter().fold(
-        String::from("Held-out bits per byte, best first:"),
-        |mut out, bar| {
-            let _ = write!(out, " {} {:.3};", bar.name, bar.value);
-            out
-        },
-    );
-    let plot = both(
-        &label,
-        |_| ROW * bars.len() as f64 + 2.0,
-        |width, _| draw(&bars, width),
-    );
+    let label = bars.iter().fold(String::from("Held-out bits per byte, best first:"), |mut out, bar| {
+        let _ = write!(out, " {} {:.3};", bar.name, bar.value);
+        out
+    });
+    let plot = both(&label, |_| ROW * bars.len() as f64 + 2.0, |width, _| draw(&bars, width));
     format!("<figure>\n{plot}</figure>\n")
 }
 
@@ -42,13 +35,7 @@ fn draw(bars: &[&Bar], width: f64) -> String {
             top + 21.0,
             x.at(bar.value).max(1.0)
         );
-        out += &text(
-            "value",
-            "start",
-            x.at(bar.value) + 8.0,
-            top + 34.0,
-            &format!("{:.3}", bar.value),
-        );
+        out += &text("value", "start", x.at(bar.value) + 8.0, top + 34.0, &format!("{:.3}", bar.value));
     }
     out
 }

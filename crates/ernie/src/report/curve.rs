@@ -132,13 +132,7 @@ fn draw(
 }
 
 /// The last value of each line, beside it; pushed apart where they would touch.
-fn end_labels(
-    smooth: &[(u64, f64)],
-    held_out: &[(u64, f64)],
-    y: Scale,
-    width: f64,
-    right: f64,
-) -> String {
+fn end_labels(smooth: &[(u64, f64)], held_out: &[(u64, f64)], y: Scale, width: f64, right: f64) -> String {
     const APART: f64 = 15.0;
     let mut labels: Vec<(f64, &str, f64)> = Vec::new();
     if let Some(p) = smooth.last() {
@@ -164,13 +158,7 @@ fn end_labels(
 fn path(class: &str, points: &[(u64, f64)], x: Scale, y: Scale) -> String {
     let mut d = String::new();
     for (i, (step, value)) in points.iter().enumerate() {
-        let _ = write!(
-            d,
-            "{}{:.1} {:.1}",
-            if i == 0 { "M" } else { "L" },
-            x.at(*step as f64),
-            y.at(*value)
-        );
+        let _ = write!(d, "{}{:.1} {:.1}", if i == 0 { "M" } else { "L" }, x.at(*step as f64), y.at(*value));
     }
     format!("<path class=\"{class}\" d=\"{d}\"/>\n")
 }

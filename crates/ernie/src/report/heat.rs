@@ -19,9 +19,8 @@ pub(super) fn figure(layers: &[LayerLoad]) -> String {
     if experts == 0 {
         return String::new();
     }
-    let extreme = |pick: fn(f64, f64) -> f64, start: f64| {
-        layers.iter().flat_map(|l| &l.shares).copied().fold(start, pick)
-    };
+    let extreme =
+        |pick: fn(f64, f64) -> f64, start: f64| layers.iter().flat_map(|l| &l.shares).copied().fold(start, pick);
     let label = format!(
         "Share of routing choices by layer and expert. An even share is {:.1} percent; the largest is {:.1} percent, the smallest {:.1} percent.",
         100.0 / experts as f64,

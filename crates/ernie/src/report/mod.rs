@@ -114,12 +114,7 @@ pub(crate) fn render(report: &Report) -> String {
     if !r.tiles.is_empty() {
         body.push_str("<dl class=\"tiles\">\n");
         for tile in &r.tiles {
-            let _ = writeln!(
-                body,
-                "<div><dt>{}</dt><dd>{}</dd></div>",
-                escape(&tile.name),
-                escape(&tile.value)
-            );
+            let _ = writeln!(body, "<div><dt>{}</dt><dd>{}</dd></div>", escape(&tile.name), escape(&tile.value));
         }
         body.push_str("</dl>\n");
     }
@@ -148,12 +143,7 @@ pub(crate) fn render(report: &Report) -> String {
         );
     }
     if !r.sizes.is_empty() {
-        html::section(
-            &mut body,
-            "Before and after 8 bits",
-            &r.sizes_note,
-            &sizes_table(&r.sizes),
-        );
+        html::section(&mut body, "Before and after 8 bits", &r.sizes_note, &sizes_table(&r.sizes));
     }
     if !r.samples.is_empty() {
         html::section(
@@ -207,12 +197,8 @@ fn sizes_table(rows: &[SizeRow]) -> String {
 
 fn samples(samples: &[Sample]) -> String {
     samples.iter().fold(String::new(), |mut out, sample| {
-        let _ = writeln!(
-            out,
-            "<blockquote><p><b>{}</b>{}</p></blockquote>",
-            escape(&sample.prompt),
-            escape(&sample.text)
-        );
+        let _ =
+            writeln!(out, "<blockquote><p><b>{}</b>{}</p></blockquote>", escape(&sample.prompt), escape(&sample.text));
         out
     })
 }
@@ -220,12 +206,7 @@ fn samples(samples: &[Sample]) -> String {
 fn machine(rows: &[(String, String)]) -> String {
     let mut out = String::from("<dl class=\"facts\">\n");
     for (name, value) in rows {
-        let _ = writeln!(
-            out,
-            "<div><dt>{}</dt><dd>{}</dd></div>",
-            escape(name),
-            escape(value)
-        );
+        let _ = writeln!(out, "<div><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(value));
     }
     out.push_str("</dl>\n");
     out
@@ -239,13 +220,8 @@ mod tests {
         Report {
             title: "quick<start>".to_owned(),
             verdict: "a & b".to_owned(),
-            tiles: vec![Tile {
-                value: "2.1".to_owned(),
-                name: "bits".to_owned(),
-            }],
-            train_loss: (1..=300)
-                .map(|s| (s, 8.0 / (s as f64).sqrt() + 3.0))
-                .collect(),
+            tiles: vec![Tile { value: "2.1".to_owned(), name: "bits".to_owned() }],
+            train_loss: (1..=300).map(|s| (s, 8.0 / (s as f64).sqrt() + 3.0)).collect(),
             held_out_loss: vec![(100, 4.1), (200, 3.9), (300, f64::NAN)],
             bits_per_byte: vec![
                 Bar { name: "nano".to_owned(), value: 2.2, ours: true },
@@ -258,10 +234,7 @@ mod tests {
                 after: "11 MB".to_owned(),
                 change: "−73 %".to_owned(),
             }],
-            samples: vec![Sample {
-                prompt: "Once".to_owned(),
-                text: " <script>alert(1)</script>".to_owned(),
-            }],
+            samples: vec![Sample { prompt: "Once".to_owned(), text: " <script>alert(1)</script>".to_owned() }],
             recipe: "seed = 1 # <b>".to_owned(),
             machine: vec![("cpu".to_owned(), "some \"cpu\"".to_owned())],
             ..Report::default()

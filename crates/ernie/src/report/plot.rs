@@ -64,11 +64,7 @@ fn round_step(raw: f64) -> f64 {
         return 1.0;
     }
     let power = 10f64.powf(raw.log10().floor());
-    [1.0, 2.0, 5.0, 10.0]
-        .into_iter()
-        .map(|m| m * power)
-        .find(|s| *s >= raw * (1.0 - 1e-9))
-        .unwrap_or(10.0 * power)
+    [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= raw * (1.0 - 1e-9)).unwrap_or(10.0 * power)
 }
 
 /// A number without needless zeros.
@@ -83,10 +79,7 @@ pub(super) fn short(value: f64) -> String {
 
 /// SVG text of a class at a point.
 pub(super) fn text(class: &str, anchor: &str, x: f64, y: f64, content: &str) -> String {
-    format!(
-        "<text class=\"{class}\" text-anchor=\"{anchor}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>\n",
-        escape(content)
-    )
+    format!("<text class=\"{class}\" text-anchor=\"{anchor}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>\n", escape(content))
 }
 
 /// A straight line of a class.
