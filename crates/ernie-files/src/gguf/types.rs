@@ -107,6 +107,8 @@ kinds! {
     Mxfp4 = 39, "MXFP4", 32, 17;
     /// 4-bit float, 8-bit float scales a 16 elements.
     Nvfp4 = 40, "NVFP4", 64, 36;
+    /// Signs alone, one scale a block of 128.
+    Q1_0 = 41, "Q1_0", 128, 18;
 }
 
 impl GgmlType {
