@@ -3,7 +3,8 @@
 //! Opening reads and tokenises the data once, as a stream, into a [`TokenStore`] for each source. From then on a batch
 //! is the mixture's choice of source and the sampler's choice of row, as often as there are rows in the batch; a batch
 //! larger than the data simply runs on into the next epoch. [`LoaderState`] is small, plain data; it carries marks of
-//! the files and a hash of every token, so that resuming on other data is an error instead of another run.
+//! the files and a hash of every token, so that resuming on other data is an error instead of another run; files that were only moved, or
+//! compressed anew, give the same tokens and go on.
 //!
 //! [`HeldOut`] is the pass without chance: every row once, in order.
 //!
@@ -100,9 +101,9 @@ pub struct LoaderState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataMark {
-    /// The files in order.
+    /// The files in order, to say what changed.
     pub files: Vec<FileMark>,
-    /// SHA-256 of all tokens and document borders.
+    /// SHA-256 of all tokens and document borders: it decides.
     pub tokens_sha256: String,
 }
 
@@ -271,22 +272,19 @@ impl Loader {
             return differs("the number of data sources", &sources[2], &self.stores.len());
         }
         for (then, now) in state.data.iter().zip(&self.data) {
+            // The tokens decide: data that was moved or compressed anew gives the same batches. The files say what changed.
+            if then.tokens_sha256 == now.tokens_sha256 {
+                continue;
+            }
             if then.files.len() != now.files.len() {
                 return differs("the number of data files", &then.files.len(), &now.files.len());
             }
-            for (then, now) in then.files.iter().zip(&now.files) {
-                if then != now {
-                    return Err(Error::Resume(format!(
-                        "the data changed since the checkpoint: {}",
-                        then.difference(now)
-                    )));
+            return Err(Error::Resume(match then.files.iter().zip(&now.files).find(|(then, now)| then != now) {
+                Some((then, now)) => format!("the data changed since the checkpoint: {}", then.difference(now)),
+                None => {
+                    "the data or the tokenizer changed since the checkpoint: the same files give other tokens".into()
                 }
-            }
-            if then.tokens_sha256 != now.tokens_sha256 {
-                return Err(Error::Resume(
-                    "the data or the tokenizer changed since the checkpoint: the same files give other tokens".into(),
-                ));
-            }
+            }));
         }
         Ok(())
     }

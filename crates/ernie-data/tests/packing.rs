@@ -221,6 +221,9 @@ fn other_data_under_a_resume_is_an_error_that_says_what_changed() {
     bent = state.clone();
     bent.drawn.push(1);
     fails(open(&dir, 4, 2), &bent, "number of data sources");
+    let moved = tempfile::tempdir().unwrap();
+    std::fs::write(moved.path().join("b.txt"), common::gzip(b"one\ntwo\nthree\n")).unwrap();
+    open(&moved, 4, 2).unwrap().restore(&state).expect("the same tokens from another place are the same data");
     write(&dir, "a.txt", "one\ntwo\nthrei\n");
     fails(open(&dir, 4, 2), &state, "`a.txt` has other content");
     write(&dir, "a.txt", "one\ntwo\nthree\nfour\n");

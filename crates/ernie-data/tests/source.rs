@@ -47,7 +47,8 @@ fn refused(name: &str, bytes: &[u8], config: &SourceConfig, parts: &[&str]) {
 
 #[test]
 fn files_are_sorted_and_read_once() {
-    let dir = folder(&[("b.txt", b"b"), ("a/2.txt", b"2"), ("a/10.txt", b"10"), ("c[1].txt", b"c")]);
+    let dir =
+        folder(&[(".hidden.txt", b"no"), ("b.txt", b"b"), ("a/2.txt", b"2"), ("a/10.txt", b"10"), ("c[1].txt", b"c")]);
     let globs = SourceConfig::new(&["*.txt", "b.txt", "a/*.txt", "**/2.txt"]);
     assert_eq!(texts(&globs, dir.path()), ["10", "2", "b", "c"]);
     // A name with a glob's characters in it is found as written.
@@ -61,8 +62,10 @@ fn files_are_sorted_and_read_once() {
 fn links_in_a_circle_are_walked_once() {
     let dir = folder(&[("a/x.txt", b"x")]);
     std::os::unix::fs::symlink(dir.path(), dir.path().join("a/round")).unwrap();
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("a/again")).unwrap();
     std::os::unix::fs::symlink("self.txt", dir.path().join("self.txt")).unwrap();
     assert_eq!(texts(&SourceConfig::new(&["**/x.txt"]), dir.path()), ["x"]);
+    assert_eq!(texts(&SourceConfig::new(&["**/**/a/**/?.txt", "./a/../a/*.txt"]), dir.path()), ["x", "x"]);
     let error = Source::open(&SourceConfig::new(&["self.txt"]), dir.path()).err().unwrap();
     assert!(!error.to_string().is_empty(), "a link to itself is an error, not a hang");
 }

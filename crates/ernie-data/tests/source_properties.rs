@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use ernie_data::ErrorKind;
 use ernie_data::source::{Documents, Source, SourceConfig};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 mod common;
 use common::{cases, gzip, parquet_file, zstd_bytes};
@@ -81,7 +81,8 @@ fn check(suffix: &str, files: &[Vec<u8>], config: &SourceConfig) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(format!("damaged.{suffix}"));
     let config = SourceConfig { paths: vec![path.to_str().unwrap().to_owned()], ..config.clone() };
-    let mut runner = TestRunner::new(Config { cases: cases(2000), failure_persistence: None, ..Config::default() });
+    let config_of_cases = Config { cases: cases(2000), failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config_of_cases, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let strategy = (0..files.len(), prop::collection::vec(damage(), 1..4));
     runner
         .run(&strategy, |(file, damages)| {
@@ -148,8 +149,11 @@ fn damaged_parquet() {
             files.push(parquet_file(&rows, codec, dictionary, 50));
         }
     }
-    check("parquet", &files, &SourceConfig::default());
+    let outcome = std::panic::catch_unwind(|| check("parquet", &files, &SourceConfig::default()));
     let _ = std::panic::take_hook();
+    if let Err(failure) = outcome {
+        panic!("{}", failure.downcast_ref::<String>().map_or("not a message", String::as_str));
+    }
     eprintln!("panics of the Parquet library caught: {}", CAUGHT.load(Ordering::Relaxed));
     if let Some(peak) = common::peak_rss_kib() {
         assert!(peak < 2 << 20, "peak memory {peak} KiB");

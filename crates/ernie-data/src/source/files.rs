@@ -1,8 +1,8 @@
 //! Finding files by glob, telling what they are by their first bytes, and marking them so that a change is noticed.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -80,7 +80,9 @@ pub(super) fn find(patterns: &[String], base_dir: &Path) -> Result<Vec<Entry>> {
     entries.sort_by(|a, b| a.label.cmp(&b.label));
     entries.dedup_by(|a, b| a.label == b.label);
     entries.extend(paths.into_iter().map(|path| {
-        let label = path.strip_prefix(base_dir).unwrap_or(&path).to_string_lossy().into_owned();
+        // A path below the root alone is absolute, and is better told as one.
+        let short = path.strip_prefix(base_dir).ok().filter(|_| base_dir.parent().is_some());
+        let label = short.unwrap_or(&path).to_string_lossy().into_owned();
         Entry { label, origin: Origin::Disk(path) }
     }));
     Ok(entries)
@@ -90,22 +92,24 @@ pub(super) fn find(patterns: &[String], base_dir: &Path) -> Result<Vec<Entry>> {
 fn matches(pattern: &str, base_dir: &Path) -> Result<Vec<PathBuf>> {
     // A file may have brackets in its name: what exists as written is meant as written.
     let literal = base_dir.join(pattern);
-    let found = if literal.symlink_metadata().is_ok() {
-        vec![literal]
+    let mut found = Vec::new();
+    if literal.symlink_metadata().is_ok() {
+        found.push(literal);
     } else {
-        let full = if Path::new(pattern).is_absolute() {
-            pattern.to_owned()
-        } else {
-            let base = glob::Pattern::escape(&base_dir.to_string_lossy());
-            Path::new(&base).join(pattern).to_string_lossy().into_owned()
-        };
-        let paths = glob::glob(&full).map_err(|e| fault(pattern, &format!("not a glob: {}", e.msg)))?;
-        let mut found = Vec::new();
-        for path in paths {
-            found.push(path.map_err(|e| Error::Io { path: e.path().to_owned(), source: e.into() })?);
+        let mut parts = Vec::new();
+        let mut start = base_dir.to_owned();
+        for component in Path::new(pattern).components() {
+            match component {
+                Component::Normal(part) => parts.push(Part::new(&part.to_string_lossy(), pattern)?),
+                Component::CurDir => {}
+                Component::ParentDir => parts.push(Part::Name("..".into())),
+                // `push` of a root or a prefix begins anew there.
+                Component::RootDir | Component::Prefix(_) => start.push(component),
+            }
         }
-        found
-    };
+        parts.dedup_by(|a, b| matches!((a, b), (Part::AnyDepth, Part::AnyDepth)));
+        expand(start, &parts, &mut found)?;
+    }
     let (mut files, mut folders, mut special) = (Vec::new(), 0, 0);
     for path in found {
         let metadata = path.metadata().map_err(|e| io_error(&path, e))?;
@@ -128,6 +132,67 @@ fn matches(pattern: &str, base_dir: &Path) -> Result<Vec<PathBuf>> {
             _ => "a folder; name its files, for example with FOLDER/*.jsonl",
         },
     ))
+}
+
+/// One component of a glob.
+enum Part {
+    /// As written.
+    Name(String),
+    /// With wildcards.
+    Glob(glob::Pattern),
+    /// `**`: any number of folders. Links to folders are not followed, for they may lead round in a circle.
+    AnyDepth,
+}
+
+impl Part {
+    fn new(part: &str, pattern: &str) -> Result<Self> {
+        Ok(match part {
+            "**" => Part::AnyDepth,
+            _ if part.contains(['*', '?', '[']) => {
+                Part::Glob(glob::Pattern::new(part).map_err(|e| fault(pattern, &format!("not a glob: {}", e.msg)))?)
+            }
+            _ => Part::Name(part.to_owned()),
+        })
+    }
+}
+
+/// All paths that `parts` match below `path`. Hidden names are matched only by a part that begins with a dot.
+fn expand(path: PathBuf, parts: &[Part], found: &mut Vec<PathBuf>) -> Result<()> {
+    let Some((part, rest)) = parts.split_first() else {
+        found.push(path);
+        return Ok(());
+    };
+    if let Part::Name(name) = part {
+        let next = path.join(name);
+        return if next.symlink_metadata().is_ok() { expand(next, rest, found) } else { Ok(()) };
+    }
+    if matches!(part, Part::AnyDepth) {
+        expand(path.clone(), rest, found)?;
+    }
+    let entries = match std::fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+        Err(e) => return Err(io_error(&path, e)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|e| io_error(&path, e))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        match part {
+            Part::Glob(glob) => {
+                let shown = !name.starts_with('.') || glob.as_str().starts_with('.');
+                if shown && glob.matches(&name) {
+                    expand(entry.path(), rest, found)?;
+                }
+            }
+            _ => {
+                // The type of a link is link, so this does not follow one.
+                if !name.starts_with('.') && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    expand(entry.path(), parts, found)?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Entry {
@@ -283,7 +348,7 @@ impl<R: Read> Read for Guarded<R> {
         let consumed = self.consumed.load(Ordering::Relaxed);
         if self.produced > FREE_BYTES.saturating_add(consumed.saturating_mul(EXPANSION)) {
             return Err(std::io::Error::new(
-                std::io::ErrorKind::InvalidData,
+                ErrorKind::InvalidData,
                 format!("it expands more than {EXPANSION}-fold, as decompression bombs do"),
             ));
         }
@@ -298,7 +363,7 @@ fn fault(at: &str, what: &str) -> Error {
 
 /// An error of the system; a file that is not there is the caller's.
 fn io_error(path: &Path, source: std::io::Error) -> Error {
-    if source.kind() == std::io::ErrorKind::NotFound {
+    if source.kind() == ErrorKind::NotFound {
         return fault(&path.to_string_lossy(), "no such file");
     }
     Error::Io { path: path.to_owned(), source }

@@ -1,6 +1,6 @@
 //! Documents out of files, as a stream.
 //!
-//! A source is a list of globs. Files are taken in sorted order, each once, and read from beginning to end; nothing is
+//! A source is a list of globs (`*`, `?`, `[…]`; `**` for any depth, not through links). Files are taken in sorted order, each once, and read from beginning to end; nothing is
 //! held beyond one record. What a file is:
 //!
 //! * **Compression** (none, gzip, zstd) and **Parquet** are recognised by the first bytes, whatever the name says.
