@@ -1,6 +1,6 @@
 //! Causal attention with grouped query heads, forward and backward, over packed sequences and over a cache.
 //!
-//! Scores exist only as blocks of query rows by [`KEYS`] positions; the softmax is kept online over the blocks (Milakov &
+//! Scores exist only as blocks of query rows by 64 positions; the softmax is kept online over the blocks (Milakov &
 //! Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135). A block is one of absolute positions `0..64, 64..128, ...` of
 //! its sequence, and within it every sum runs in position order: a row's result depends on its own query and on the keys
 //! before it, never on which rows share the call. Whole prefill, chunked prefill and one token at a time give the same bits,

@@ -1,7 +1,7 @@
 //! The product of activation rows with stored weight rows, whatever the weights' format.
 //!
 //! `y = x · Wᵀ`, each output a dot product of an input row and a weight row. The order of that sum is part of the definition:
-//! blocks of [`dots::BLOCK`] elements one after the other, sixteen lanes within a block folded in a fixed tree. It depends on
+//! blocks of 1024 elements one after the other, sixteen lanes within a block folded in a fixed tree. It depends on
 //! the number of input features alone, so a row gives the same bits by itself and in a batch, at any number of threads.
 //!
 //! Weights are mapped bytes in their stored format. For a few rows of input they are read where they lie (plain formats widen
