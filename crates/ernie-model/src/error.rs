@@ -132,14 +132,30 @@ impl Error {
     }
 
     pub(crate) fn key(place: &str, key: impl Into<String>, problem: impl Into<String>) -> Self {
-        Error::Key { place: place.to_owned(), key: key.into(), problem: problem.into() }
+        Error::Key { place: place.to_owned(), key: one_line(&key.into()), problem: one_line(&problem.into()) }
     }
 
     pub(crate) fn tensor(place: &str, name: &str, problem: impl Into<String>) -> Self {
-        Error::Tensor { place: place.to_owned(), name: name.to_owned(), problem: problem.into() }
+        Error::Tensor { place: place.to_owned(), name: one_line(name), problem: one_line(&problem.into()) }
     }
 
     pub(crate) fn not_built(what: impl Into<String>) -> Self {
-        Error::NotBuilt { what: what.into() }
+        Error::NotBuilt { what: one_line(&what.into()) }
     }
+}
+
+/// Text that may hold pieces of a hostile file as part of one line: control characters escaped, length bounded.
+pub(crate) fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for (count, c) in text.chars().enumerate() {
+        if count == 400 {
+            line.push('…');
+            break;
+        }
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
 }

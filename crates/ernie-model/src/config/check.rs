@@ -106,7 +106,10 @@ impl ModelConfig {
         }
         if moe.shared_intermediate_size() > MAX_WIDTH {
             let width = moe.shared_intermediate_size();
-            return wrong("moe_num_shared_experts", format!("the shared MLP would be {width} wide, more than {MAX_WIDTH}"));
+            return wrong(
+                "moe_num_shared_experts",
+                format!("the shared MLP would be {width} wide, more than {MAX_WIDTH}"),
+            );
         }
         if !(moe.norm_min.is_finite() && moe.norm_min > 0.0) {
             return wrong("moe_norm_min", format!("expected a number above 0, found {}", moe.norm_min));

@@ -54,8 +54,8 @@ impl ModelConfig {
             if let Some(vision) = &self.vision {
                 let experts = vision.num_experts as u128;
                 let correction = if moe.use_correction_bias { experts } else { 0 };
-                total += moe_layers
-                    * (experts * mlp(vision.expert_intermediate_size as u128) + experts * h + correction);
+                total +=
+                    moe_layers * (experts * mlp(vision.expert_intermediate_size as u128) + experts * h + correction);
             }
         }
         if let Some(vision) = &self.vision {

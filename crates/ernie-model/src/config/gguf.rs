@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use ernie_files::gguf::{Gguf, Value};
 
 use super::{Architecture, ModelConfig, MoeConfig};
+use crate::error::one_line;
 use crate::{Error, Result};
 
 impl ModelConfig {
@@ -118,7 +119,7 @@ impl Keys<'_> {
                 continue;
             }
             let weighty = ["attention.", "rope.", "expert", "logit", "embedding_", "residual_", "sliding"];
-            let tail: String = tail.chars().take(80).collect();
+            let tail = one_line(&tail.chars().take(80).collect::<String>());
             if weighty.iter().any(|start| tail.starts_with(start)) {
                 return Err(self.error(&tail, "not known here, and it may change the numbers"));
             }
@@ -162,10 +163,8 @@ fn read(keys: &mut Keys<'_>, architecture: Architecture) -> Result<ModelConfig> 
     refuse_changes(keys)?;
     let embedding = file.info("token_embd.weight");
     let rows = embedding.and_then(|tensor| tensor.shape.first().copied());
-    let rows = rows.ok_or_else(|| Error::MissingTensors {
-        place: keys.place.clone(),
-        names: "token_embd.weight".to_owned(),
-    })?;
+    let rows =
+        rows.ok_or_else(|| Error::MissingTensors { place: keys.place.clone(), names: "token_embd.weight".to_owned() })?;
     if keys.count("vocab_size")?.is_some_and(|size| size != rows) {
         return Err(keys.error("vocab_size", format!("token_embd.weight has {rows} rows")));
     }
@@ -190,7 +189,8 @@ fn read(keys: &mut Keys<'_>, architecture: Architecture) -> Result<ModelConfig> 
         num_attention_heads,
         num_key_value_heads: keys.count("attention.head_count_kv")?.unwrap_or(num_attention_heads),
         head_dim,
-        rms_norm_eps: eps.ok_or_else(|| keys.error("attention.layer_norm_rms_epsilon", "missing; expected a number"))?,
+        rms_norm_eps: eps
+            .ok_or_else(|| keys.error("attention.layer_norm_rms_epsilon", "missing; expected a number"))?,
         rope_theta: keys.number("rope.freq_base")?.unwrap_or(10_000.0),
         max_position_embeddings: keys.needed("context_length")?,
         tie_word_embeddings: !has("output.weight"),

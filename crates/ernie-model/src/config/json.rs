@@ -49,7 +49,11 @@ impl<'a> Keys<'a> {
 
     /// The names not read so far, with their path.
     pub(super) fn unread(&self) -> Vec<String> {
-        self.map.keys().filter(|key| !self.read.contains(key.as_str())).map(|key| format!("{}{key}", self.path)).collect()
+        self.map
+            .keys()
+            .filter(|key| !self.read.contains(key.as_str()))
+            .map(|key| format!("{}{key}", self.path))
+            .collect()
     }
 
     fn child(&self, key: &str, map: &'a Map<String, Value>) -> Keys<'a> {
@@ -97,13 +101,16 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn required_count(&mut self, key: &str, low: usize, high: usize) -> Result<usize> {
-        self.count(key, low, high)?.ok_or_else(|| self.error(key, format!("missing; expected an integer in {low}..={high}")))
+        self.count(key, low, high)?
+            .ok_or_else(|| self.error(key, format!("missing; expected an integer in {low}..={high}")))
     }
 
     pub(super) fn as_count(&self, key: &str, value: &Value, low: usize, high: usize) -> Result<usize> {
-        value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (low..=high).contains(n)).ok_or_else(|| {
-            self.error(key, format!("expected an integer in {low}..={high}, found {}", describe(value)))
-        })
+        value
+            .as_u64()
+            .and_then(|n| usize::try_from(n).ok())
+            .filter(|n| (low..=high).contains(n))
+            .ok_or_else(|| self.error(key, format!("expected an integer in {low}..={high}, found {}", describe(value))))
     }
 
     /// A finite number greater than zero.

@@ -132,7 +132,8 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// Padding id.
     pub pad_token_id: Option<u32>,
-    /// Standard deviation of freshly drawn matrices; `sqrt(1 / (3 hidden_size))` where the config says nothing.
+    /// Standard deviation of freshly drawn matrices: 0.02 where a `config.json` says nothing, as in the reference;
+    /// `sqrt(1 / (3 hidden_size))`, the family's own, in the presets.
     pub initializer_range: f64,
     /// The experts; `None` in dense models.
     pub moe: Option<MoeConfig>,

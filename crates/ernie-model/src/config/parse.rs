@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::check::{MAX_CONTEXT, MAX_HEAD_DIM, MAX_LAYERS, MAX_PARTS, MAX_VOCAB, MAX_WIDTH};
 use super::json::{Keys, describe};
 use super::{Architecture, ModelConfig, MoeConfig, StoredDtype, VisionConfig, keys, quantization};
+use crate::error::one_line;
 use crate::{Error, Result};
 
 /// Largest `config.json` that is read.
@@ -91,7 +92,8 @@ fn unknown(keys: &mut Keys<'_>, notes: &mut Vec<String>) -> Result<()> {
     }
     let unread = keys.unread();
     if !unread.is_empty() {
-        let shown: Vec<String> = unread.iter().take(12).map(|key| key.chars().take(60).collect()).collect();
+        let shown: Vec<String> =
+            unread.iter().take(12).map(|key| one_line(&key.chars().take(60).collect::<String>())).collect();
         let more = unread.len().saturating_sub(12);
         let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
         notes.push(format!("config keys that are not known here, ignored: {}{tail}", shown.join(", ")));
@@ -275,14 +277,18 @@ fn rope(keys: &mut Keys<'_>, architecture: Architecture, head_dim: usize) -> Res
             && let Some(value) = rope.present("mrope_section")
         {
             let section = mrope_time(value, head_dim);
-            let section = section.ok_or_else(|| rope.error("mrope_section", format!("expected [n, n, t] with 2 n + t = {}", head_dim / 2)))?;
+            let section = section.ok_or_else(|| {
+                rope.error("mrope_section", format!("expected [n, n, t] with 2 n + t = {}", head_dim / 2))
+            })?;
             if time.is_some_and(|first| first != section) {
                 return Err(rope.error("mrope_section", "contradicts `freq_allocation`"));
             }
             time = Some(section);
         }
         if let Some(key) = rope.unread().first() {
-            return Err(rope.error(key.rsplit('.').next().unwrap_or(key), "unknown here, and it may change the numbers"));
+            return Err(
+                rope.error(key.rsplit('.').next().unwrap_or(key), "unknown here, and it may change the numbers")
+            );
         }
     }
     Ok((theta.unwrap_or(500_000.0), time))
@@ -333,7 +339,12 @@ fn moe(
         return Err(keys.error("moe_k", format!("{k} experts per token, but there are {num_experts}")));
     }
     let (start, end, interval) = match keys.present("mlp_layer_types") {
-        Some(list) => layer_types(keys, list, layers)?,
+        Some(list) => {
+            for key in ["moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"] {
+                keys.take(key);
+            }
+            layer_types(keys, list, layers)?
+        }
         None => layer_range(keys, vl, layers)?,
     };
     let moe = MoeConfig {
@@ -360,8 +371,15 @@ fn moe(
 
 /// Keys that Baidu's one config class writes for dense models too, without effect there.
 const DENSE_LEFTOVERS: &[&str] = &[
-    "moe_k", "num_experts_per_tok", "moe_intermediate_size", "moe_num_shared_experts", "moe_layer_start_index",
-    "moe_layer_end_index", "moe_layer_interval", "moe_norm_min", "moe_use_aux_free",
+    "moe_k",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "moe_num_shared_experts",
+    "moe_layer_start_index",
+    "moe_layer_end_index",
+    "moe_layer_interval",
+    "moe_norm_min",
+    "moe_use_aux_free",
 ];
 
 /// A number, or a list `[text, vision]`; the second half is there in VL models only.
@@ -425,9 +443,10 @@ fn layer_types(keys: &mut Keys<'_>, list: &Value, layers: usize) -> Result<(usiz
     // The interval is the distance to the second sparse layer, where there is one.
     let second = sparse[first + 1..].iter().position(|&is| is).map_or(1, |gap| gap + 1);
     let matches = |interval: usize| {
-        sparse.iter().enumerate().all(|(layer, &is)| {
-            is == ((first..=last).contains(&layer) && (layer + 1).is_multiple_of(interval))
-        })
+        sparse
+            .iter()
+            .enumerate()
+            .all(|(layer, &is)| is == ((first..=last).contains(&layer) && (layer + 1).is_multiple_of(interval)))
     };
     if !matches(second) {
         return Err(keys.error(key, "experts in layers that no start, end and interval describe are not built"));

@@ -21,9 +21,19 @@ pub const PRESETS: &[Preset] = &[
     Preset { name: "base", alias: Some("ernie-4.5-0.3b"), about: "dense text model for the edge", build: base },
     Preset { name: "ernie-4.5-21b-a3b", alias: None, about: "MoE text model", build: moe_21b },
     Preset { name: "pro", alias: Some("ernie-4.5-vl-28b-a3b"), about: "text, image and video", build: vl_28b },
-    Preset { name: "enterprise", alias: Some("ernie-4.5-300b-a47b"), about: "private deployment on a cluster", build: moe_300b },
+    Preset {
+        name: "enterprise",
+        alias: Some("ernie-4.5-300b-a47b"),
+        about: "private deployment on a cluster",
+        build: moe_300b,
+    },
     Preset { name: "ernie-4.5-vl-424b-a47b", alias: None, about: "text, image and video on a cluster", build: vl_424b },
-    Preset { name: "bench-dense-28m", alias: None, about: "the dense shape of the training benchmark", build: bench_dense },
+    Preset {
+        name: "bench-dense-28m",
+        alias: None,
+        about: "the dense shape of the training benchmark",
+        build: bench_dense,
+    },
     Preset { name: "bench-moe-22m", alias: None, about: "the MoE shape of the training benchmark", build: bench_moe },
 ];
 
@@ -85,9 +95,10 @@ impl ModelConfig {
     }
 }
 
-/// The family's initial standard deviation of matrices: `sqrt(1 / (3 hidden_size))`.
-pub(super) fn own_range(hidden_size: usize) -> f64 {
-    (1.0 / (3.0 * hidden_size as f64)).sqrt()
+/// The family's initial standard deviation of matrices, `sqrt(1 / (3 hidden_size))`, to a millionth, so that it
+/// stands in a `config.json` as it is.
+fn own_range(hidden_size: usize) -> f64 {
+    ((1.0 / (3.0 * hidden_size as f64)).sqrt() * 1e6).round() / 1e6
 }
 
 fn base() -> ModelConfig {
@@ -184,22 +195,12 @@ fn vision(expert_intermediate_size: usize) -> VisionConfig {
 // Whether the VL checkpoints carry MTP tensors is not known; the presets count none.
 
 fn vl_28b() -> ModelConfig {
-    ModelConfig {
-        architecture: Architecture::VlText,
-        mtp_layers: 0,
-        vision: Some(vision(512)),
-        ..moe_21b()
-    }
+    ModelConfig { architecture: Architecture::VlText, mtp_layers: 0, vision: Some(vision(512)), ..moe_21b() }
 }
 
 /// The width of its vision experts, 1536, is inferred from the advertised total.
 fn vl_424b() -> ModelConfig {
-    ModelConfig {
-        architecture: Architecture::VlText,
-        mtp_layers: 0,
-        vision: Some(vision(1536)),
-        ..moe_300b()
-    }
+    ModelConfig { architecture: Architecture::VlText, mtp_layers: 0, vision: Some(vision(1536)), ..moe_300b() }
 }
 
 fn bench_dense() -> ModelConfig {

@@ -23,7 +23,10 @@ pub(super) enum Dialect {
 pub(super) enum Part {
     Whole,
     /// The `index`-th of `of` equal pieces along the outermost dimensions.
-    Piece { index: usize, of: usize },
+    Piece {
+        index: usize,
+        of: usize,
+    },
     /// The whole, rows and columns exchanged.
     Transposed,
 }

@@ -147,26 +147,26 @@ pub(super) fn all_finite(kind: Kind, bytes: &[u8]) -> bool {
     const F16_EXPONENT: u16 = 0x7c00;
     let halves = |stride: usize, offsets: &[usize]| {
         bytes.chunks_exact(stride).all(|block| {
-            offsets.iter().all(|&at| {
-                u16::from_le_bytes([block[at], block[at + 1]]) & F16_EXPONENT != F16_EXPONENT
-            })
+            offsets.iter().all(|&at| u16::from_le_bytes([block[at], block[at + 1]]) & F16_EXPONENT != F16_EXPONENT)
         })
     };
     // Whole runs are folded before they are judged, which the compiler turns into wide compares.
     let shorts = |exponent: u16| {
         bytes.chunks(4096).all(|run| {
-            !run.as_chunks::<2>().0.iter().fold(false, |bad, half| {
-                bad | (u16::from_le_bytes(*half) & exponent == exponent)
-            })
+            !run.as_chunks::<2>()
+                .0
+                .iter()
+                .fold(false, |bad, half| bad | (u16::from_le_bytes(*half) & exponent == exponent))
         })
     };
     match kind {
         Kind::F64 => bytes.as_chunks::<8>().0.iter().all(|wide| (f64::from_le_bytes(*wide) as f32).is_finite()),
         Kind::Format(format) => match format {
             Format::F32 => bytes.chunks(4096).all(|run| {
-                !run.as_chunks::<4>().0.iter().fold(false, |bad, word| {
-                    bad | (u32::from_le_bytes(*word) & 0x7f80_0000 == 0x7f80_0000)
-                })
+                !run.as_chunks::<4>()
+                    .0
+                    .iter()
+                    .fold(false, |bad, word| bad | (u32::from_le_bytes(*word) & 0x7f80_0000 == 0x7f80_0000))
             }),
             Format::F16 => shorts(F16_EXPONENT),
             Format::Bf16 => shorts(0x7f80),

@@ -53,9 +53,9 @@ fn fill(seed: u64, name: &str, first: usize, std: f64, out: &mut [f32]) {
 
 fn stream(seed: u64, name: &str, run: u64) -> ChaCha8Rng {
     // FNV-1a spreads the name over 64 bits; equal hashes would give equal values, not wrong ones.
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     let mut key = [0_u8; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&hash.to_le_bytes());

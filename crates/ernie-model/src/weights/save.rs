@@ -212,7 +212,8 @@ fn check(config: &ModelConfig, tensors: &[SaveTensor<'_>]) -> Result<()> {
     names.sort_unstable();
     names.dedup();
     if names.len() != tensors.len() || names.len() != wanted.len() {
-        let problem = format!("{} tensors, {} of them different, expected {}", tensors.len(), names.len(), wanted.len());
+        let problem =
+            format!("{} tensors, {} of them different, expected {}", tensors.len(), names.len(), wanted.len());
         return Err(Error::Internal(format!("saving: {problem}")));
     }
     Ok(())

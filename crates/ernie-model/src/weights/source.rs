@@ -11,6 +11,7 @@ use super::bend::{self, Dialect, Part, Place, Skip};
 use super::convert::{self, Kind};
 use super::{Format, Kept, LoadReport, ModelSource, Stored, TensorBytes, WeightsAs, random};
 use crate::config::{MAX_CONFIG_BYTES, Quantization, StoredDtype};
+use crate::error::one_line;
 use crate::{Error, ModelConfig, Result};
 
 /// How many names an error lists before it says how many more there are.
@@ -101,13 +102,7 @@ impl Weights {
         Self::assemble(config, Source::Checkpoint(Box::new(checkpoint)), to, path.display().to_string(), notes)
     }
 
-    fn assemble(
-        config: ModelConfig,
-        source: Source,
-        to: WeightsAs,
-        place: String,
-        notes: Vec<String>,
-    ) -> Result<Self> {
+    fn assemble(config: ModelConfig, source: Source, to: WeightsAs, place: String, notes: Vec<String>) -> Result<Self> {
         let dialect = match &source {
             Source::Gguf(_) => Dialect::Gguf,
             _ if config.has_vl_layout() => Dialect::PublishedVl,
@@ -162,6 +157,7 @@ impl Weights {
         let columns = shape.get(1..).unwrap_or_default().iter().product();
         let (format, bytes, scales) = if let Source::Random(seed) = self.source {
             let values = random::values(seed, name, rows * columns, self.config.initializer_range);
+            self.taken.insert(name.to_owned(), values.len());
             let bytes = TensorBytes::Floats(values);
             convert::convert(Kind::Format(Format::F32), bytes, None, [rows, columns], self.to)
         } else {
@@ -195,6 +191,7 @@ impl Weights {
     pub fn take_optional_f32(&mut self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
         let elements: usize = shape.iter().product();
         let values = if let Source::Random(seed) = self.source {
+            self.taken.insert(name.to_owned(), elements);
             random::values(seed, name, elements, self.config.initializer_range)
         } else {
             let Some(found) = self.find(name, shape)? else { return Ok(None) };
@@ -223,7 +220,7 @@ impl Weights {
             if let Some(reason) = self.set_aside.get(&name) {
                 report.used += usize::from(taken > 0);
                 report.skipped.push(format!("{name} ({reason})"));
-            } else if taken == elements {
+            } else if self.taken.contains_key(&name) && taken == elements {
                 report.used += 1;
             } else if let Some(skip) = bend::may_skip(self.dialect, &self.config, &name) {
                 if skip == Skip::Mtp
@@ -244,10 +241,9 @@ impl Weights {
             return Err(Error::UnusedTensors { place: self.place, names: unused.to_string() });
         }
         if !report.kept.is_empty() {
-            report.notes.push(format!(
-                "multi-token prediction is not run yet: {} tensors kept for saving",
-                report.kept.len()
-            ));
+            report
+                .notes
+                .push(format!("multi-token prediction is not run yet: {} tensors kept for saving", report.kept.len()));
         }
         Ok(report)
     }
@@ -275,7 +271,8 @@ impl Weights {
         if missing.count > 0 {
             return Err(Error::MissingTensors { place: self.place.clone(), names: missing.to_string() });
         }
-        if self.dialect == Dialect::PublishedVl {
+        let used = self.config.moe.as_ref().is_some_and(|moe| moe.use_correction_bias);
+        if self.dialect == Dialect::PublishedVl && used {
             for (name, _) in self.source.names() {
                 if name.ends_with("e_score_correction_bias") {
                     self.set_aside.insert(name, "second row: vision".to_owned());
@@ -293,9 +290,13 @@ impl Weights {
         let Source::Checkpoint(checkpoint) = &self.source else { return Ok(()) };
         let (head, embedding) = ("lm_head.weight", "model.embed_tokens.weight");
         let (Some(one), Some(other)) = (checkpoint.info(head), checkpoint.info(embedding)) else { return Ok(()) };
-        let same = one.dtype == other.dtype
+        let mut same = one.dtype == other.dtype
             && one.shape == other.shape
             && checkpoint.bytes(head)?[..] == checkpoint.bytes(embedding)?[..];
+        let scales = ("lm_head.weight_scale", "model.embed_tokens.weight_scale");
+        if same && checkpoint.info(scales.0).is_some() && checkpoint.info(scales.1).is_some() {
+            same = checkpoint.bytes(scales.0)?[..] == checkpoint.bytes(scales.1)?[..];
+        }
         if !same {
             let problem = "the config says `tie_word_embeddings`, but this differs from the embedding";
             return Err(Error::tensor(&self.place, head, problem));
@@ -420,7 +421,11 @@ impl Weights {
             return Err(Error::tensor(&self.place, stored, "8-bit, but no matrix"));
         };
         if found.place.part != Part::Whole {
-            return Err(Error::tensor(&self.place, stored, "8-bit in a fused or transposed layout, which is not built"));
+            return Err(Error::tensor(
+                &self.place,
+                stored,
+                "8-bit in a fused or transposed layout, which is not built",
+            ));
         }
         let Some(seen) = self.see(&name)? else { return Err(self.missing(&name)) };
         if seen.scaled || (seen.shape != [rows, 1] && seen.shape != [rows]) {
@@ -473,7 +478,7 @@ impl Names {
     fn add(&mut self, name: &str) {
         self.count += 1;
         if self.shown.len() < NAMES_SHOWN {
-            self.shown.push(name.chars().take(120).collect());
+            self.shown.push(one_line(&name.chars().take(120).collect::<String>()));
         }
     }
 }
