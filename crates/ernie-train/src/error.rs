@@ -77,13 +77,13 @@ pub enum Error {
         /// What is wrong and what was expected.
         message: String,
     },
-    /// The loss or the gradient stopped being a number.
+    /// The loss, the gradient or a weight stopped being a number.
     #[error("step {step}: {what} is {value}, expected a finite number; {last}")]
     NotFinite {
         /// The step, counted from 1, as in the log.
         step: u64,
-        /// `loss` or `grad_norm`.
-        what: &'static str,
+        /// `loss`, `grad_norm`, or the name of a weight.
+        what: String,
         /// The value met.
         value: f64,
         /// Which checkpoint is left.
@@ -142,6 +142,7 @@ impl Error {
             Self::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::NotFound
                 | std::io::ErrorKind::NotADirectory
+                | std::io::ErrorKind::AlreadyExists
                 | std::io::ErrorKind::IsADirectory
                 | std::io::ErrorKind::InvalidData
                 | std::io::ErrorKind::InvalidInput => ErrorKind::Input,

@@ -164,7 +164,16 @@ impl Trainer {
     }
 
     /// Saves a checkpoint of the state now, and removes the oldest beyond `checkpoint.keep`.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] where a weight is not a number: such a state must not push out a good one. From the disk.
     pub fn save(&mut self) -> Result<PathBuf> {
+        for parameter in self.decoder.parameters() {
+            let bad = parameter.read(|weights| weights.iter().copied().find(|weight| !weight.is_finite()))?;
+            if let Some(weight) = bad {
+                self.must_be_finite(self.step, parameter.name(), f64::from(weight))?;
+            }
+        }
         let state = State::new(self.step, self.tokens, &self.optimizer, &self.loader, &self.commit);
         let snapshot = Snapshot {
             recipe: &self.recipe,
@@ -232,7 +241,7 @@ impl Trainer {
         tell(watchers, |watcher| watcher.saved(&saved))
     }
 
-    fn must_be_finite(&self, step: u64, what: &'static str, value: f64) -> Result<()> {
+    fn must_be_finite(&self, step: u64, what: &str, value: f64) -> Result<()> {
         if value.is_finite() {
             return Ok(());
         }
@@ -240,7 +249,7 @@ impl Trainer {
             Some(path) => format!("the last checkpoint is {}", path.display()),
             None => "there is no checkpoint yet".to_owned(),
         };
-        Err(Error::NotFinite { step, what, value, last })
+        Err(Error::NotFinite { step, what: what.to_owned(), value, last })
     }
 }
 
