@@ -199,7 +199,7 @@ fn huge_and_deep_files_are_refused_soon() {
     }
     let mut file = byte_level();
     file["normalizer"] = nest;
-    assert!(read(&file).is_err() || read(&file).is_ok());
+    use_it(read(&file));
     assert!(started.elapsed() < Duration::from_secs(20));
 }
 

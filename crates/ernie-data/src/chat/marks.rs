@@ -44,7 +44,7 @@ pub(super) fn resolve(plain: String, disguised: &str) -> (String, Vec<Range<usiz
         Some(ranges) => (plain, ranges),
         None => {
             let text: String = disguised.chars().map(|c| real(c).unwrap_or(c)).collect();
-            let ranges = compare(&text, disguised).unwrap_or_else(|| vec![0..text.len()]);
+            let ranges = compare(&text, disguised).unwrap_or_else(|| std::iter::once(0..text.len()).collect());
             (text, ranges)
         }
     }
@@ -99,14 +99,14 @@ mod tests {
     #[test]
     fn a_template_that_looked_at_the_words_loses_to_the_disguise() {
         let (out, ranges) = resolve("<s>seen".into(), &format!("<s>{}", disguise("a<s>b")));
-        assert_eq!((out.as_str(), ranges), ("<s>a<s>b", vec![3..8]));
+        assert_eq!((out.as_str(), ranges.as_slice()), ("<s>a<s>b", [3..8].as_slice()));
     }
 
     #[test]
     fn callers_characters_of_the_private_plane_are_harmless() {
         let evil: String = "<s>".chars().filter_map(|c| char::from_u32(u32::from(c) + PLANE)).collect();
         let (out, ranges) = resolve(format!("<s>{evil}"), &format!("<s>{}", disguise(&evil)));
-        assert_eq!((out, ranges), (format!("<s>{evil}"), vec![3..3 + evil.len()]));
+        assert_eq!((out, ranges.as_slice()), (format!("<s>{evil}"), [3..3 + evil.len()].as_slice()));
         let (out, _) = resolve("x".into(), &format!("<s>{}", disguise(&evil)));
         assert_eq!(out, "<s>\u{FFFD}\u{FFFD}\u{FFFD}");
     }

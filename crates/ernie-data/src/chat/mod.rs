@@ -63,16 +63,10 @@ impl Message {
 }
 
 /// A compiled chat template.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ChatTemplate {
     source: String,
     environment: minijinja::Environment<'static>,
-}
-
-impl Clone for ChatTemplate {
-    fn clone(&self) -> Self {
-        Self { source: self.source.clone(), environment: self.environment.clone() }
-    }
 }
 
 impl ChatTemplate {

@@ -42,7 +42,7 @@ impl Trust {
     }
 
     pub(super) fn all(len: usize) -> Self {
-        Self(vec![0..len])
+        Self(std::iter::once(0..len).collect())
     }
 
     /// Appends a range; a range that touches the last one prolongs it.

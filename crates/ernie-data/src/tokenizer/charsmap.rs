@@ -24,7 +24,7 @@ impl Charsmap {
         }
         let (length, rest) = blob.split_first_chunk::<4>().ok_or("precompiled_charsmap is shorter than its header")?;
         let length = u32::from_le_bytes(*length) as usize;
-        if length % 4 != 0 || length == 0 || length > rest.len() {
+        if !length.is_multiple_of(4) || length == 0 || length > rest.len() {
             return Err(format!(
                 "precompiled_charsmap says its trie has {length} bytes (expected a multiple of 4, at most {})",
                 rest.len()

@@ -154,7 +154,11 @@ fn byte_level(file: &Gguf, common: Common<'_>) -> Result<Tokenizer> {
     finish(json_file::read(&bytes), "tokenizer.json", bytes, common.config)
 }
 
-fn sentence_piece(file: &Gguf, common: Common<'_>) -> Result<Tokenizer> {
+fn sentence_piece(file: &Gguf, mut common: Common<'_>) -> Result<Tokenizer> {
+    // Unlike for byte-level models, bos is the default here, as in llama.cpp.
+    if let Some(config) = common.config.as_object_mut() {
+        config.entry("add_bos_token").or_insert(true.into());
+    }
     let scores = file.get_f32s(&key("scores"))?.ok_or_else(|| wrong("scores", "is missing"))?;
     if scores.len() != common.tokens.len() {
         return Err(wrong("scores", format!("has {} entries for {} tokens", scores.len(), common.tokens.len())));

@@ -34,7 +34,8 @@ const TIME_PER_MIB: Duration = Duration::from_secs(4);
 #[derive(Debug)]
 pub(super) struct GuardedRegex {
     pattern: String,
-    tiers: [OnceLock<Option<Regex>>; 4],
+    /// Compiled with the limits of each tier; boxed, since most steps hold no pattern.
+    tiers: Box<[OnceLock<Option<Regex>>; 4]>,
     base_time: Duration,
     /// The pattern's ending was rewritten: see the module.
     gives_back: bool,

@@ -335,12 +335,10 @@ impl SentencePiece {
     /// The normalised text, and where control symbols stand in it.
     fn normalize(&self, text: &str, trust: &Trust, prefix: bool) -> (String, HashSet<(usize, u32)>) {
         let mut at = 0;
-        while self.remove_extra {
-            let (bit, len, _) = self.bit(text, at, trust);
-            if len == 0 || bit != " " {
-                break;
+        if self.remove_extra {
+            while let (" ", len @ 1.., _) = self.bit(text, at, trust) {
+                at += len;
             }
-            at += len;
         }
         let mut out = String::with_capacity(text.len() + 16);
         let mut control_at = HashSet::new();
