@@ -34,11 +34,6 @@ impl Printer {
         }
     }
 
-    /// Whether talk was silenced.
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.quiet
-    }
-
     /// Whether a moving progress bar makes sense.
     pub(crate) fn draws_bars(&self) -> bool {
         self.terminal_talk && !self.quiet
@@ -71,14 +66,6 @@ impl Printer {
         if !self.quiet {
             // Talk nobody can hear is not worth failing for.
             let _ = writeln!(std::io::stderr().lock(), "{text}");
-        }
-    }
-
-    /// Talk without an end of line.
-    pub(crate) fn say_part(&self, text: impl Display) {
-        if !self.quiet {
-            let mut err = std::io::stderr().lock();
-            let _ = write!(err, "{text}").and_then(|()| err.flush());
         }
     }
 

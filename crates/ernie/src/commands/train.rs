@@ -168,7 +168,7 @@ impl Observer for Watch {
 
 /// `step 100: held-out loss 4.123, 2.41 bits per byte`.
 fn evaluation_line(step: u64, evaluation: &Evaluation) -> String {
-    let bits = evaluation.bits_per_byte.map_or_else(String::new, |bits| format!(", {bits:.3} bits per byte"));
+    let bits = format!(", {:.3} bits per byte", evaluation.bits_per_byte);
     format!("step {step}: held-out loss {:.3}{bits}", evaluation.loss)
 }
 
