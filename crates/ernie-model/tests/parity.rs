@@ -160,14 +160,24 @@ fn bf16_logits_are_near_those_of_the_reference() -> Outcome {
         let all: Vec<usize> = (0..tokens.len()).collect();
         let logits = model.forward_logits(&tokens, None, &all)?;
         let (want, exact) = (reference.f32("bf16.logits"), reference.f32("logits"));
-        let distance = |a: &[f32], b: &[f32]| {
-            let sum: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-            (sum / a.len() as f64).sqrt()
+        let vocab = model.config().vocab_size;
+        let distances = |a: &[f32], b: &[f32]| {
+            let row = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+            let mut rows: Vec<f32> = a.chunks(vocab).zip(b.chunks(vocab)).map(row).collect();
+            rows.sort_by(f32::total_cmp);
+            rows
         };
-        // Loosely: no farther from the reference's bf16 than that is from its own float32, within a half again
-        // (a token whose experts change at a rounding moves a whole row).
-        let (ours, theirs) = (distance(&logits, &want), distance(&want, &exact));
-        assert!(ours <= 1.5 * theirs, "{name}: {ours} from the reference, which is {theirs} from float32");
+        // Loosely: the middle row is no farther from the reference's bf16 than that is from its own float32, within a
+        // half again. A token whose experts change at a rounding moves a whole row, so the last rows may be far.
+        let (ours, theirs) = (distances(&logits, &want), distances(&want, &exact));
+        let middle = ours.len() / 2;
+        assert!(
+            ours[middle] <= 1.5 * theirs[middle],
+            "{name}: {} from the reference, {}",
+            ours[middle],
+            theirs[middle]
+        );
+        assert!(ours[ours.len() * 9 / 10] <= 10.0 * theirs[middle], "{name}: {ours:?}");
     }
     Ok(())
 }

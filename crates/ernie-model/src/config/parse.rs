@@ -222,7 +222,7 @@ fn read_text<'a>(
     let side = outer.unwrap_or(keys);
     let outer_tie = side.flag("tie_word_embeddings")?;
     let vision = match vision_moe {
-        Some(experts) => Some(vision(side, nested, experts, mrope_time)?),
+        Some(experts) => Some(vision(side, nested, experts, mrope_time.unwrap_or(20.min(head_dim / 2)))?),
         None => None,
     };
     Ok(ModelConfig { tie_word_embeddings: own_tie.or(outer_tie).unwrap_or(true), vision, ..config })
@@ -459,7 +459,7 @@ fn vision(
     side: &mut Keys<'_>,
     nested: bool,
     (num_experts, expert_intermediate_size): VisionExperts,
-    time: Option<usize>,
+    freq_allocation: usize,
 ) -> Result<VisionConfig> {
     let temporal = if nested { None } else { side.count("temporal_conv_size", 1, 64)? };
     let mut vision = side.required_object("vision_config")?;
@@ -487,6 +487,6 @@ fn vision(
         temporal_merge_size: vision.count("temporal_merge_size", 1, 64)?.or(temporal).unwrap_or(2),
         num_experts,
         expert_intermediate_size,
-        freq_allocation: time.unwrap_or(20),
+        freq_allocation,
     })
 }
