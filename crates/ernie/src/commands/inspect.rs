@@ -38,6 +38,9 @@ struct Inspection {
 /// Bytes of one number in the key/value cache that `kv_bytes_per_token` counts: bf16.
 const KV_BYTES: usize = 2;
 
+/// Names of skipped tensors shown to people; `--json` has all.
+const SKIPPED_SHOWN: usize = 8;
+
 /// Runs the command.
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let model = Model::find(&args.model)?;
@@ -196,8 +199,12 @@ fn show(model: &Model, inspection: &Inspection, printer: &Printer) -> Result<()>
     for (name, value) in rows {
         printer.line(format!("  {}  {value}", printer.faint(&format!("{name:width$}"))))?;
     }
-    for name in &report.skipped {
+    for name in report.skipped.iter().take(SKIPPED_SHOWN) {
         printer.line(format!("  {}  {name}", printer.faint(&format!("{:width$}", "skipped"))))?;
+    }
+    if report.skipped.len() > SKIPPED_SHOWN {
+        let more = report.skipped.len() - SKIPPED_SHOWN;
+        printer.line(format!("  {:width$}  … and {more} more; --json names all", ""))?;
     }
     for (field, why) in &inspection.inferred {
         printer.line(format!("  {}  {field}: {why}", printer.faint(&format!("{:width$}", "inferred"))))?;
