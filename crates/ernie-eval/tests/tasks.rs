@@ -1,5 +1,7 @@
 //! The tasks as a caller runs them, on models whose answers are known.
 
+use std::io::Write;
+
 use ernie_data::tokenizer::{Tokenizer, TrainOptions, train_bpe};
 use ernie_eval::{EvalOptions, Subject, tasks};
 use ernie_serve::engine::{Batch, EachRow, Engine, EngineOptions, Model};
@@ -184,4 +186,21 @@ fn scores_stand_in_order_and_failures_leave_the_engine_idle() {
         engine.step().unwrap();
     }
     assert_eq!(engine.num_running(), 0);
+}
+
+/// The published files themselves, where they are.
+#[test]
+fn sst2_runs_on_the_published_files() {
+    let Some(data) = std::env::var_os("ERNIE_TEST_DATA") else {
+        // Past the capture of the test harness, so that it is seen.
+        writeln!(std::io::stderr(), "skipped: SST-2 as published (set ERNIE_TEST_DATA)").unwrap();
+        return;
+    };
+    let (tokenizer, mut engine) = (tokenizer(), engine("", 0));
+    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer };
+    let data = Some(std::path::Path::new(&data).join("glue/SST-2"));
+    let options = EvalOptions { data, shots: 1, limit: Some(40), ..EvalOptions::default() };
+    let report = tasks::find("sst2").unwrap().run(&mut subject, &options, &mut |_, _| ()).unwrap();
+    assert_eq!(report.n, 40);
+    assert!(report.settings["train"].as_str().unwrap().ends_with("train.tsv.gz"));
 }

@@ -1,8 +1,8 @@
 //! Sessions: text in, text out, on a model that says what it is told to.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use ernie_data::chat::{ChatTemplate, Message};
 use ernie_data::tokenizer::{Tokenizer, TrainOptions, train_bpe};
@@ -11,8 +11,12 @@ use ernie_serve::session::{Conversation, Options, Session};
 use proptest::prelude::*;
 
 fn tokenizer() -> Tokenizer {
-    let texts = ["the quick brown fox says: abc abab ba, ENDING the END of a line. User: Assistant: "];
-    train_bpe(texts.iter().cycle().take(20), &TrainOptions::ernie(350)).unwrap()
+    static TRAINED: OnceLock<Tokenizer> = OnceLock::new();
+    let train = || {
+        let texts = ["the quick brown fox says: abc abab ba, ENDING the END of a line. User: Assistant: "];
+        train_bpe(texts.iter().cycle().take(20), &TrainOptions::ernie(350)).unwrap()
+    };
+    TRAINED.get_or_init(train).clone()
 }
 
 /// Says its script after any prompt, then `</s>` for ever.
