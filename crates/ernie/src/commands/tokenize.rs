@@ -157,6 +157,7 @@ fn train(args: &TrainArgs, printer: &Printer) -> Result<Exit> {
         return Err(error.into());
     }
     let tokenizer = tokenizer?;
+    std::fs::create_dir_all(&args.out).map_err(|e| Failure::io(args.out.display(), &e))?;
     tokenizer.save(&args.out)?;
     let size = tokenizer.vocab_size();
     progress.finish(&format!(

@@ -210,6 +210,9 @@ fn change(before: f64, after: f64) -> String {
     }
     let percent = 100.0 * (after - before) / before;
     let digits = usize::from(percent.abs() < 10.0);
+    if percent.abs() < 0.05 {
+        return "none".to_owned();
+    }
     let sign = if percent < 0.0 { "−" } else { "+" };
     format!("{sign}{:.digits$} %", percent.abs())
 }
@@ -252,6 +255,7 @@ mod tests {
         assert_eq!(change(40.0, 10.0), "−75 %");
         assert_eq!(change(2.0, 2.01), "+0.5 %");
         assert_eq!(change(0.0, 1.0), "–");
+        assert_eq!(change(2.8312, 2.8311), "none");
     }
 
     #[test]

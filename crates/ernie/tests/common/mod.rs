@@ -1,5 +1,6 @@
 //! What the tests of the program share: the binary in an empty folder, tiny models, JSON of its answers.
-#![allow(dead_code)]
+// Each file of tests is a program of its own and uses a part of this.
+#![allow(dead_code, unreachable_pub)]
 
 use assert_cmd::Command;
 use serde_json::Value;
@@ -107,7 +108,7 @@ config = "config.json"
 train = ["train.txt"]
 held_out = ["held_out.txt"]
 tokenizer = { train = 320 }
-format = "lines"
+documents = "line"
 [batch]
 rows = 2
 seq_len = 32
