@@ -87,7 +87,9 @@ impl Error {
     /// Whose fault this is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::Tokenizer { .. } | Error::NoTokenizer { .. } | Error::Encode(_) | Error::Template(_) => ErrorKind::Input,
+            Error::Tokenizer { .. } | Error::NoTokenizer { .. } | Error::Encode(_) | Error::Template(_) => {
+                ErrorKind::Input
+            }
             Error::Files(_) => ErrorKind::Input,
             Error::Data { .. } | Error::Setting { .. } | Error::Resume(_) => ErrorKind::Input,
             Error::Io { .. } => ErrorKind::Environment,

@@ -154,7 +154,7 @@ fn damaged_parquet() {
     if let Err(failure) = outcome {
         panic!("{}", failure.downcast_ref::<String>().map_or("not a message", String::as_str));
     }
-    eprintln!("panics of the Parquet library caught: {}", CAUGHT.load(Ordering::Relaxed));
+    println!("panics of the Parquet library caught: {}", CAUGHT.load(Ordering::Relaxed));
     if let Some(peak) = common::peak_rss_kib() {
         assert!(peak < 2 << 20, "peak memory {peak} KiB");
     }

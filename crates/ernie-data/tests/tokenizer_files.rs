@@ -10,7 +10,7 @@ use ernie_data::chat::{ChatTemplate, Message};
 use ernie_data::tokenizer::{Piece, SideFiles, TokenKind, Tokenizer, TrainOptions, text_from_bytes, train_bpe};
 use ernie_files::gguf::Gguf;
 use serde_json::json;
-use tokenizer_support::{fixture, gunzip, strings, test_data};
+use tokenizer_support::{fixture, gunzip, skipped, strings};
 
 /// A folder as ERNIE-4.5 publishes it, around the small model: ids 1800… are added tokens, the digits not special.
 fn ernie_folder(folder: &Path) {
@@ -335,14 +335,10 @@ fn byte_level_inside_a_gguf() {
 
 #[test]
 fn smollm2() {
-    let Some(data) = test_data("SmolLM2's tokenizer") else { return };
-    // The package is not part of that folder; its unpacked file may lie beside it under this name.
-    let path = data.join("SmolLM2-135M-Instruct.Q4_1.gguf");
-    let path = std::env::var_os("ERNIE_TEST_SMOLLM2").map_or(path, PathBuf::from);
-    if !path.exists() {
-        eprintln!("skipped: SmolLM2's tokenizer ({} is not there; set ERNIE_TEST_SMOLLM2)", path.display());
-        return;
-    }
+    let Some(path) = std::env::var_os("ERNIE_SMOLLM2_GGUF") else {
+        return skipped("SmolLM2's tokenizer (set ERNIE_SMOLLM2_GGUF to SmolLM2-135M-Instruct.Q4_1.gguf)");
+    };
+    let path = PathBuf::from(path);
     let tokenizer = Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
     assert_eq!((tokenizer.vocab_size(), tokenizer.eos(), tokenizer.pad()), (49_152, Some(2), Some(2)));
     assert!(!tokenizer.adds_bos());

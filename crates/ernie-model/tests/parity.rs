@@ -63,8 +63,11 @@ fn close(what: &str, ours: &[f32], theirs: &[f32], tolerance: f32) {
 #[derive(Default)]
 struct Recorder {
     values: BTreeMap<String, Vec<f32>>,
-    routing: BTreeMap<usize, (Vec<f32>, Vec<u32>, Vec<f32>)>,
+    routing: BTreeMap<usize, Seen>,
 }
+
+/// Router logits, chosen experts and their weights.
+type Seen = (Vec<f32>, Vec<u32>, Vec<f32>);
 
 impl Probe for Recorder {
     fn records(&self) -> bool {

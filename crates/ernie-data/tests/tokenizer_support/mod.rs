@@ -45,9 +45,14 @@ pub fn reference(name: &str) -> Vec<Vec<u32>> {
 pub fn test_data(what: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("ERNIE_TEST_DATA").map(PathBuf::from);
     if folder.is_none() {
-        eprintln!("skipped: {what} (set ERNIE_TEST_DATA)");
+        skipped(&format!("{what} (set ERNIE_TEST_DATA)"));
     }
     folder
+}
+
+/// Says what is skipped, straight to stderr: what goes through the print macros is hidden when a test passes.
+pub fn skipped(what: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("skipped: {what}\n").as_bytes());
 }
 
 /// How many property cases to run: `ERNIE_TEST_CASES`, else `default`.
