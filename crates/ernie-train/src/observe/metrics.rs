@@ -142,7 +142,7 @@ mod tests {
 
     fn report(step: u64) -> StepReport {
         let evaluation =
-            (step % 2 == 0).then_some(Evaluation { loss: 2.5, bits_per_byte: 1.5, tokens: 9, text_bytes: 20 });
+            step.is_multiple_of(2).then_some(Evaluation { loss: 2.5, bits_per_byte: 1.5, tokens: 9, text_bytes: 20 });
         StepReport {
             step,
             tokens: step * 10,
