@@ -1,7 +1,7 @@
 //! Routers kept healthy: statistics over a whole step, the losses on them, and the correction bias that needs no loss.
 //!
 //! With gradient accumulation the balance loss depends on the whole step's assignments, which are known only after every micro-batch has
-//! run forward; [`Dispatch`] carries them. Averaging the loss of each micro-batch instead would balance each by itself, which is another,
+//! run forward; `Dispatch` carries them. Averaging the loss of each micro-batch instead would balance each by itself, which is another,
 //! worse objective (it forbids specialisation inside a micro-batch).
 
 use ernie_model::decoder::Routing;

@@ -40,3 +40,10 @@ pub use evaluate::evaluate;
 pub use observe::{Evaluation, Finished, Observer, Outcome, Saved, Started, StepReport};
 pub use recipe::Recipe;
 pub use run::{Options, Trainer};
+
+/// Cases of a property test over files: `ERNIE_TEST_CASES`, or 2,000.
+#[cfg(test)]
+fn test_cases() -> proptest::test_runner::Config {
+    let cases = std::env::var("ERNIE_TEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2000);
+    proptest::test_runner::Config::with_cases(cases)
+}

@@ -44,6 +44,8 @@ fn pruning_counts_only_what_is_whole_and_leaves_nothing_behind() {
 }
 
 proptest::proptest! {
+    #![proptest_config(crate::test_cases())]
+
     #[test]
     fn no_state_file_panics(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200), at in 0usize..200, byte in 0u8..=255) {
         let run = tempfile::tempdir().unwrap();

@@ -156,6 +156,8 @@ fn broken_overrides_and_files_are_one_line() {
 }
 
 proptest::proptest! {
+    #![proptest_config(crate::test_cases())]
+
     #[test]
     fn no_text_panics(text in "\\PC{0,120}", set in "\\PC{0,40}") {
         let _ = parse(&text, &[&set]);
