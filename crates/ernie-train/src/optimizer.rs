@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use ernie_kernels::adamw;
+use ernie_nn::adamw;
 use ernie_nn::Parameter;
 
 use crate::error::Result;
