@@ -32,6 +32,8 @@ mod value;
 mod weight;
 
 pub use candle_core::Tensor;
+/// Arithmetic over slices that rooms above need as it is: the optimiser's pass, stored formats, rounding to int8.
+pub use ernie_kernels::{adamw, formats, quantize};
 pub use error::{Error, Result};
 pub use linear::Linear;
 pub use ops::attention::{Heads, Span};

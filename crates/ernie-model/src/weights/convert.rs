@@ -1,6 +1,6 @@
 //! From stored bytes to the final form of a tensor, a few rows at a time, and the check that every value is finite.
 
-use ernie_kernels::{formats, quantize};
+use ernie_nn::{formats, quantize};
 
 use super::{Format, TensorBytes, WeightsAs};
 
