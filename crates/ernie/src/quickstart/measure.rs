@@ -34,6 +34,9 @@ pub(super) struct Baselines {
     pub(super) ngram: f64,
 }
 
+/// Windows of 256 held-out tokens that are looked at to see how experts share the work.
+const LOAD_WINDOWS: usize = 32;
+
 /// Tokens read and written when speed is measured, and how often; the median counts.
 const PREFILL_TOKENS: usize = 256;
 const DECODE_TOKENS: usize = 64;
@@ -111,7 +114,7 @@ pub(super) fn expert_load(model: &Path) -> Result<Vec<LayerLoad>> {
     let decoder: Decoder = ernie_model::load(&ModelSource::Folder(model.to_owned()), WeightsAs::Native)?.decoder;
     let ids = Tokenizer::from_folder(model)?.encode(bundled::held_out_text())?;
     let mut choices = Choices::default();
-    for window in ids.chunks(512) {
+    for window in ids.chunks(256).take(LOAD_WINDOWS) {
         let tokens = Tokens::packed(window.to_vec(), &[window.len()]);
         no_grad(|| decoder.hidden(&tokens, None, &mut choices))?;
     }

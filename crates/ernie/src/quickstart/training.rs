@@ -17,7 +17,7 @@ use std::{
 const VOCAB: usize = 2048;
 /// Rows of a step, and tokens of a row: small steps, because there are few minutes and many steps help more.
 const ROWS: usize = 4;
-const SEQ_LEN: usize = 512;
+const SEQ_LEN: usize = 256;
 /// Peak learning rate.
 const LEARNING_RATE: f64 = 3e-3;
 /// Steps that are timed to learn the machine's speed; one more, untimed, comes first.
@@ -26,6 +26,8 @@ const TIMED_STEPS: u32 = 4;
 const FEWEST_STEPS: u64 = 20;
 /// About this many held-out evaluations on the way.
 const EVALUATIONS: u64 = 8;
+/// Each of them reads this many batches; the evaluation at the end reads all.
+const EVALUATION_BATCHES: usize = 8;
 /// More passes over the corpus than this teach the model the books by heart, not to write.
 const MOST_EPOCHS: f64 = 12.0;
 
@@ -131,6 +133,8 @@ fn recipe(seed: u64, steps: u64) -> Result<Recipe> {
             ..Default::default()
         },
         batch: tables::BatchSize { rows: ROWS, seq_len: SEQ_LEN, grad_accum: 1 },
+        // The published pace is for hundreds of thousands of steps; experts of a short run must find their balance sooner.
+        objective: tables::Objective { router_bias_rate: 0.01, router_balance: 0.01, ..Default::default() },
         optimizer: tables::Optimizer { lr: LEARNING_RATE, ..Default::default() },
         schedule: tables::Schedule {
             steps,
@@ -140,7 +144,7 @@ fn recipe(seed: u64, steps: u64) -> Result<Recipe> {
             final_share: 0.02,
         },
         checkpoint: tables::Checkpoint { every: 0, ..Default::default() },
-        evaluation: tables::Evaluation { every: (steps / EVALUATIONS).max(1), batches: 0 },
+        evaluation: tables::Evaluation { every: (steps / EVALUATIONS).max(1), batches: EVALUATION_BATCHES },
         ..Default::default()
     };
     recipe.check("quickstart")?;
