@@ -38,7 +38,7 @@ pub(super) struct Baselines {
 const LOAD_WINDOWS: usize = 32;
 
 /// Tokens read and written when speed is measured, and how often; the median counts.
-const PREFILL_TOKENS: usize = 256;
+const PREFILL_TOKENS: usize = 160;
 const DECODE_TOKENS: usize = 64;
 const REPEATS: usize = 3;
 

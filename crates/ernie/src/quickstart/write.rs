@@ -205,7 +205,7 @@ fn sizes_note(f: &Findings) -> String {
 
 /// `−73 %`, of the earlier value.
 fn change(before: f64, after: f64) -> String {
-    if !(before > 0.0) || !after.is_finite() {
+    if before <= 0.0 || !before.is_finite() || !after.is_finite() {
         return "–".to_owned();
     }
     let percent = 100.0 * (after - before) / before;
