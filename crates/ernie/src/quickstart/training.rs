@@ -16,7 +16,7 @@ use std::{
 /// Tokens of the vocabulary. Small, because the corpus is: each token must be seen often enough.
 const VOCAB: usize = 2048;
 /// Rows of a step, and tokens of a row: small steps, because there are few minutes and many steps help more.
-const ROWS: usize = 4;
+const ROWS: usize = 2;
 const SEQ_LEN: usize = 256;
 /// Peak learning rate.
 const LEARNING_RATE: f64 = 3e-3;
@@ -27,7 +27,7 @@ const FEWEST_STEPS: u64 = 20;
 /// About this many held-out evaluations on the way.
 const EVALUATIONS: u64 = 8;
 /// Each of them reads this many batches; the evaluation at the end reads all.
-const EVALUATION_BATCHES: usize = 8;
+const EVALUATION_BATCHES: usize = 16;
 /// More passes over the corpus than this teach the model the books by heart, not to write.
 const MOST_EPOCHS: f64 = 12.0;
 
