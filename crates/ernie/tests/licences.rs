@@ -22,6 +22,11 @@ const ACCEPTED: [&str; 14] = [
     "Zlib",
 ];
 
+/// Crates under a licence that is accepted for them alone, with the reason.
+///
+/// `option-ext` is a trait below `dirs`, which the hub client uses; MPL-2.0 asks for the source of changed files, and it is unchanged.
+const EXCEPTIONS: [(&str, &str); 1] = [("option-ext", "MPL-2.0")];
+
 /// Whether an SPDX expression (or the older form with slashes) allows what is on the list.
 fn accepted(expression: &str) -> bool {
     let expression = expression.replace('/', " OR ");
@@ -45,6 +50,7 @@ fn every_dependency_has_a_licence_on_the_list() -> Outcome {
     let refused: Vec<String> = packages
         .iter()
         .filter(|package| !accepted(&licence(package)))
+        .filter(|package| !EXCEPTIONS.contains(&(package["name"].as_str().unwrap_or_default(), &licence(package))))
         .map(|package| format!("{} {}: {}", package["name"], package["version"], licence(package)))
         .collect();
     assert!(packages.len() > 50, "only {} packages seen", packages.len());
