@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 
-use crate::slice::{Slice, tensor};
+use crate::slice::{Slice, sum as add, tensor};
 use crate::{Error, Result, Value};
 
 /// An f32 weight under its published name, with the gradient that [`Value::backward`] adds to.
@@ -129,7 +129,7 @@ impl Parameter {
         }
         let mut slot = self.slot();
         *slot = Some(match slot.take() {
-            Some(sum) => (sum + gradient)?,
+            Some(sum) => add(&sum, &gradient)?,
             None => gradient,
         });
         Ok(())

@@ -44,6 +44,15 @@ impl Deref for Slice<'_> {
     }
 }
 
+/// `a + b`, of one shape.
+///
+/// Not candle's `+`: its own thread pool spins between ops and takes the cores from ours.
+pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let mut total = Slice::of(a)?.to_vec();
+    ernie_kernels::elementwise::add(&mut total, &Slice::of(b)?);
+    tensor(total, a.dims())
+}
+
 /// A new CPU tensor that owns `data`.
 pub(crate) fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::Tensor;
 
-use crate::slice::{Slice, tensor};
+use crate::slice::{Slice, sum as add, tensor};
 use crate::{Error, Parameter, Result};
 
 /// Gradient of the output → one gradient for each parent, in order; `None` where the parent needs none.
@@ -163,7 +163,7 @@ impl Value {
                     for (parent, share) in parents.iter().zip(backward(&gradient)?) {
                         let (Some(parent), Some(share)) = (parent, share) else { continue };
                         match gradients.remove(&parent.id) {
-                            Some(sum) => gradients.insert(parent.id, (sum + share)?),
+                            Some(sum) => gradients.insert(parent.id, add(&sum, &share)?),
                             None => {
                                 queue.push(parent.clone());
                                 gradients.insert(parent.id, share)

@@ -3,21 +3,25 @@
 use candle_core::Tensor;
 
 use crate::error::ensure;
-use crate::slice::{Slice, tensor};
+use crate::slice::{self, Slice, tensor};
 use crate::{Result, Value};
 
 /// `a + b`, of one shape.
 pub fn add(a: &Value, b: &Value) -> Result<Value> {
     ensure(a.shape() == b.shape(), "add", || format!("{:?} and {:?}", a.shape(), b.shape()))?;
-    let sum = (a.tensor() + b.tensor())?;
-    Ok(Value::from_op(sum, &[a, b], |gradient| Ok(vec![Some(gradient.clone()), Some(gradient.clone())])))
+    Ok(Value::from_op(slice::sum(a.tensor(), b.tensor())?, &[a, b], |gradient| {
+        Ok(vec![Some(gradient.clone()), Some(gradient.clone())])
+    }))
 }
 
 /// Adds `row: [n]` to each row of `x: [T, n]`.
 pub fn add_row(x: &Value, row: &Value) -> Result<Value> {
     let n = x.dim(1);
     ensure(row.shape() == [n], "add_row", || format!("{:?} and {:?}", x.shape(), row.shape()))?;
-    let sum = x.tensor().broadcast_add(row.tensor())?;
+    let (mut sum, addend) = (x.to_vec()?, row.slice()?);
+    sum.chunks_exact_mut(n.max(1)).for_each(|line| line.iter_mut().zip(&*addend).for_each(|(x, b)| *x += b));
+    drop(addend);
+    let sum = tensor(sum, x.shape())?;
     Ok(Value::from_op(sum, &[x, row], move |gradient| {
         let mut total = vec![0.0; n];
         for line in Slice::of(gradient)?.chunks_exact(n.max(1)) {
@@ -29,8 +33,12 @@ pub fn add_row(x: &Value, row: &Value) -> Result<Value> {
 
 /// `factor · x`.
 pub fn scale(x: &Value, factor: f64) -> Result<Value> {
-    let scaled = (x.tensor() * factor)?;
-    Ok(Value::from_op(scaled, &[x], move |gradient| Ok(vec![Some((gradient * factor)?)])))
+    let times = move |x: &Tensor| {
+        let mut data = Slice::of(x)?.to_vec();
+        ernie_kernels::elementwise::scale(&mut data, factor as f32);
+        tensor(data, x.dims())
+    };
+    Ok(Value::from_op(times(x.tensor())?, &[x], move |gradient| Ok(vec![Some(times(gradient)?)])))
 }
 
 /// The sum of all elements, as a value of shape `[1]`. Accumulates in f64.
@@ -51,8 +59,9 @@ pub fn weighted_sum(x: &Value, weights: &Tensor) -> Result<Value> {
     let total = pairs(&x.slice()?, &Slice::of(weights)?);
     let weights = weights.clone();
     Ok(Value::from_op(tensor(vec![total as f32], &[1])?, &[x], move |gradient| {
-        let seed = f64::from(Slice::of(gradient)?[0]);
-        Ok(vec![Some((weights * seed)?)])
+        let seed = Slice::of(gradient)?[0];
+        let shares = Slice::of(&weights)?.iter().map(|weight| weight * seed).collect();
+        Ok(vec![Some(tensor(shares, weights.dims())?)])
     }))
 }
 
