@@ -56,7 +56,8 @@ fn sentencepiece_as_ernie_and_as_llama() {
         compare(name, &tokenizer, false, |_| false);
         for text in strings() {
             // The mark itself cannot be told from a space, in SentencePiece either.
-            if !text.contains('▁') && !(name == "sp_llama" && text.is_empty()) {
+            let lossy = text.contains('▁') || (name == "sp_llama" && text.is_empty());
+            if !lossy {
                 assert_eq!(tokenizer.decode(&tokenizer.encode(&text).unwrap()), text);
             }
         }

@@ -55,8 +55,11 @@ impl Draft {
     }
 }
 
+/// Every tensor, widened, by its published name.
+type Widened = BTreeMap<String, Vec<f32>>;
+
 /// Everything the config calls for, as f32, and the account.
-fn load_all(path: &Path) -> Result<(ModelConfig, BTreeMap<String, Vec<f32>>, LoadReport), Error> {
+fn load_all(path: &Path) -> Result<(ModelConfig, Widened, LoadReport), Error> {
     let mut weights = Weights::open(&ModelSource::Folder(path.to_owned()), WeightsAs::Native)?;
     let config = weights.config().clone();
     let mut values = BTreeMap::new();

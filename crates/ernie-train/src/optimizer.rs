@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use ernie_nn::adamw;
 use ernie_nn::Parameter;
+use ernie_nn::adamw;
 
 use crate::error::Result;
 use crate::recipe::{Decay, Optimizer};

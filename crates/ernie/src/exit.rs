@@ -36,6 +36,9 @@ pub(crate) const HOW_TO_REPORT: &str =
 /// Turns a panic on any thread into one `error:` line and exit code 4.
 pub(crate) fn report_defects() {
     std::panic::set_hook(Box::new(|panic| {
+        if ernie_data::source::panics_are_caught() {
+            return;
+        }
         // A reader that has gone away makes printing fail; nothing more can be said then.
         let _ = writeln!(std::io::stderr(), "{}", defect_lines(panic));
         // Threads that wait for the one that broke would wait for ever, so the process ends here.

@@ -5,6 +5,7 @@
 //! (sizes against the file's own, nesting, dictionary counts), encodings whose decoders allocate by figures inside the
 //! data are refused by name, and a panic is caught and becomes an error of the file.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -215,9 +216,23 @@ impl Column {
     }
 }
 
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic on this thread is one that the Parquet door catches and turns into an input error.
+///
+/// For a program's panic hook: such a panic is the library's answer to a damaged file, not a defect to report.
+pub fn panics_are_caught() -> bool {
+    GUARDED.get()
+}
+
 /// Runs the library; its errors and panics become one line.
 fn guarded<T>(run: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(run)) {
+    let outer = GUARDED.replace(true);
+    let outcome = catch_unwind(AssertUnwindSafe(run));
+    GUARDED.set(outer);
+    match outcome {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(format!("damaged Parquet: {}", error.to_string().replace('\n', " "))),
         Err(_) => Err("damaged Parquet: its structure makes no sense".into()),

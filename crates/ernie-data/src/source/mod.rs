@@ -34,6 +34,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use columns::panics_are_caught;
 use files::Entry;
 pub use files::FileMark;
 use lines::LineReader;
