@@ -16,7 +16,7 @@ use std::path::PathBuf;
 /// DIR/checkpoint-N/ (published layout and training state). Ctrl-C or SIGTERM finishes the step, saves,
 /// and exits 130; --resume goes on from there, bit for bit. A second Ctrl-C stops at once, unsaved.
 #[derive(Debug, clap::Args)]
-#[command(before_help = "Example:\n  ernie train recipes/nano.toml --out runs/nano --set schedule.steps=400")]
+#[command(before_help = "Example:\n  ernie train recipes/pretrain-nano.toml --out runs/nano --set schedule.steps=400")]
 pub(crate) struct Args {
     /// The recipe
     #[arg(value_name = "RECIPE.toml")]
