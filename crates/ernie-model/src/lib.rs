@@ -22,7 +22,9 @@ mod error;
 pub mod weights;
 
 pub use config::{Architecture, ModelConfig, MoeConfig, ParameterCount};
-pub use decoder::{ContiguousCache, Decoder, KvCache, MoeLayer, Probe, Span, Tokens, build, load};
+pub use decoder::{
+    ContiguousCache, Decoder, KvCache, MoeLayer, Probe, Span, Tokens, build, build_trainable, load, load_trainable,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use weights::{LoadReport, ModelSource, Stored, WeightsAs};
 

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use ernie_files::safetensors::Writer;
 use ernie_files::{Checkpoint, Dtype, TensorInfo};
 use ernie_model::config::Role;
-use ernie_model::weights::{Format, SaveAs, SaveTensor, Weights, save, save_into, save_sharded};
+use ernie_model::weights::{SaveAs, SaveTensor, Weights, save, save_into, save_sharded};
 use ernie_model::{Error, LoadReport, ModelConfig, ModelSource, WeightsAs};
+use ernie_nn::{Form, Packed};
 
 fn parity(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(folder)
@@ -149,25 +150,33 @@ fn formats_are_what_was_asked_for() {
     let shape = [80, 32];
     let name = "model.layers.0.mlp.gate_proj.weight";
     let exact = Draft::of("dense").values(name);
-    for (to, format, bytes) in [
-        (WeightsAs::Native, Format::F32, 4 * 80 * 32),
-        (WeightsAs::F32, Format::F32, 4 * 80 * 32),
-        (WeightsAs::Bf16, Format::Bf16, 2 * 80 * 32),
-        (WeightsAs::Int8, Format::Int8, 80 * 32 + 4 * 80),
+    for (to, form, bytes) in [
+        (WeightsAs::Native, Form::F32, 4 * 80 * 32),
+        (WeightsAs::F32, Form::F32, 4 * 80 * 32),
+        (WeightsAs::Bf16, Form::BF16, 2 * 80 * 32),
+        (WeightsAs::Int8, Form::INT8, 80 * 32 + 4 * 80),
+        (WeightsAs::Int4, Form::int4(), 80 * 16 + 4 * 80),
     ] {
         let mut weights = Weights::open(&ModelSource::Folder(parity("dense")), to).unwrap();
         let stored = weights.take(name, &shape).unwrap();
-        assert_eq!((stored.format, stored.memory_bytes()), (format, bytes));
-        assert_eq!(stored.scales.is_some(), to == WeightsAs::Int8);
-        if let Some(scales) = stored.scales {
-            for (i, exact) in exact.iter().enumerate() {
-                let back = f32::from(stored.bytes[i] as i8) * scales[i / 32];
-                assert!((back - exact).abs() <= scales[i / 32] * 0.51, "{back} {exact}");
+        assert_eq!((stored.form(), stored.memory_bytes()), (form, bytes));
+        let packed = stored.pack().unwrap();
+        assert_eq!(packed.form(), form);
+        for (back, exact) in rows(&packed).chunks(32).zip(exact.chunks(32)) {
+            // Half a step of what the form can tell apart in this row.
+            let spread = exact.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+            let step = match to {
+                WeightsAs::Native | WeightsAs::F32 => 0.0,
+                WeightsAs::Bf16 | WeightsAs::Int8 => spread / 127.0,
+                WeightsAs::Int4 => 2.0 * spread / 15.0,
+            };
+            for (back, exact) in back.iter().zip(exact) {
+                assert!((back - exact).abs() <= step * 0.52, "{to:?}: {back} {exact}");
             }
         }
         assert_eq!(weights.take_f32("model.norm.weight", &[32]).unwrap().len(), 32);
     }
-    assert!(matches!("int4".parse::<WeightsAs>(), Err(Error::NotBuilt { .. })));
+    assert_eq!("int4".parse::<WeightsAs>().unwrap(), WeightsAs::Int4);
     assert!("int5".parse::<WeightsAs>().is_err());
 }
 
@@ -242,9 +251,9 @@ fn eight_bits_on_disk_are_eight_bits_in_memory() {
     for spec in config.tensors() {
         if spec.role.is_matrix() {
             let (one, other) = (disk.take(&spec.name, &spec.shape), memory.take(&spec.name, &spec.shape));
-            let (one, other) = (one.unwrap(), other.unwrap());
-            assert_eq!((one.format, one.scales.clone()), (Format::Int8, other.scales.clone()), "{}", spec.name);
-            assert!(one.bytes[..] == other.bytes[..], "{}", spec.name);
+            let (one, other) = (one.unwrap().pack().unwrap(), other.unwrap().pack().unwrap());
+            assert_eq!((one.form(), other.form()), (Form::INT8, Form::INT8), "{}", spec.name);
+            assert!(rows(&one) == rows(&other), "{}", spec.name);
         } else {
             let one = disk.take_f32(&spec.name, &spec.shape).unwrap();
             assert_eq!(one, memory.take_f32(&spec.name, &spec.shape).unwrap());
@@ -307,10 +316,11 @@ fn random_weights_depend_on_the_seed_alone() {
     };
     let name = "model.layers.1.mlp.experts.3.up_proj.weight";
     let one = take(1, WeightsAs::Native, name, &[128, 256]);
-    assert_eq!(one.format, Format::F32);
-    assert!(one.bytes[..] == take(1, WeightsAs::F32, name, &[128, 256]).bytes[..]);
-    assert!(one.bytes[..] != take(2, WeightsAs::F32, name, &[128, 256]).bytes[..]);
-    let values = one.bytes.into_f32();
+    assert_eq!(one.form(), Form::F32);
+    let values = one.into_f32();
+    assert!(values == take(1, WeightsAs::F32, name, &[128, 256]).into_f32());
+    assert!(values == rows(&take(1, WeightsAs::F32, name, &[128, 256]).pack().unwrap()));
+    assert!(values != take(2, WeightsAs::F32, name, &[128, 256]).into_f32());
     let std = (values.iter().map(|x| f64::from(x * x)).sum::<f64>() / values.len() as f64).sqrt();
     assert!((std / nano.initializer_range - 1.0).abs() < 0.02, "{std}");
     let mut all = Weights::random(nano.clone(), 1, WeightsAs::F32).unwrap();
@@ -321,12 +331,21 @@ fn random_weights_depend_on_the_seed_alone() {
     assert_eq!(report.weight_bytes, 4 * nano.parameters().total);
     assert_eq!(report.used, nano.tensors().len());
     let base = take_base(WeightsAs::Native);
-    assert_eq!(base, Format::Bf16);
+    assert_eq!(base, Form::BF16);
 }
 
-fn take_base(to: WeightsAs) -> Format {
+/// All rows of a packed matrix.
+fn rows(packed: &Packed) -> Vec<f32> {
+    let mut all = vec![0.0; packed.out_features() * packed.in_features()];
+    for (index, row) in all.chunks_exact_mut(packed.in_features()).enumerate() {
+        packed.row(index, row);
+    }
+    all
+}
+
+fn take_base(to: WeightsAs) -> Form {
     let mut weights = Weights::open(&ModelSource::Preset("base".into(), 1), to).unwrap();
-    weights.take("model.layers.0.self_attn.k_proj.weight", &[256, 1024]).unwrap().format
+    weights.take("model.layers.0.self_attn.k_proj.weight", &[256, 1024]).unwrap().form()
 }
 
 #[test]
@@ -393,7 +412,7 @@ fn odd_but_sound_weights_are_taken() {
     assert!(report.skipped[0].starts_with("lm_head.weight"));
     for to in [WeightsAs::Int8, WeightsAs::Bf16] {
         let mut weights = Weights::open(&ModelSource::Folder(folder.path().into()), to).unwrap();
-        weights.take("model.layers.0.mlp.up_proj.weight", &[80, 32]).unwrap();
+        weights.take("model.layers.0.mlp.up_proj.weight", &[80, 32]).unwrap().pack().unwrap();
     }
 }
 

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use ernie_files::Checkpoint;
 use ernie_files::gguf::Gguf;
-use ernie_model::weights::{Format, Weights};
+use ernie_model::weights::Weights;
 use ernie_model::{Error, ModelConfig, ModelSource, WeightsAs};
+use ernie_nn::{Form, Format};
 
 /// A metadata value as the file has it: type number and bytes.
 #[derive(Clone)]
@@ -235,10 +236,10 @@ fn blocks_stay_blocks_unless_another_format_is_asked_for() {
     let published = "model.layers.0.mlp.gate_proj.weight";
     let mut native = Weights::open(&source, WeightsAs::Native).unwrap();
     let stored = native.take(published, &[80, 32]).unwrap();
-    assert_eq!((stored.format, stored.bytes.len()), (Format::Q8_0, 80 * 34));
+    assert_eq!((stored.form(), stored.memory_bytes()), (Form::of(Format::Q8_0), 80 * 34));
     let wide = Weights::open(&source, WeightsAs::F32).unwrap().take(published, &[80, 32]).unwrap();
-    assert_eq!(wide.format, Format::F32);
-    let values = wide.bytes.into_f32();
+    assert_eq!(wide.form(), Form::F32);
+    let values = wide.into_f32();
     assert_eq!((values[0], values[33], values[2559]), (0.0, 0.5, 15.5));
 
     // A block scale that is no number, and a type nobody computes with here.

@@ -26,6 +26,7 @@
 mod error;
 mod linear;
 pub mod ops;
+mod packed;
 mod parameter;
 mod slice;
 mod value;
@@ -33,10 +34,11 @@ mod weight;
 
 pub use candle_core::Tensor;
 /// Arithmetic over slices that rooms above need as it is: the optimiser's pass, stored formats, rounding to int8.
-pub use ernie_kernels::{adamw, formats, quantize};
+pub use ernie_kernels::{Format, adamw, formats, quantize};
 pub use error::{Error, Result};
 pub use linear::Linear;
 pub use ops::attention::{Heads, Span};
 pub use parameter::Parameter;
 pub use value::{Recording, Value, no_grad};
-pub use weight::{Format, Stored, Weight};
+pub use packed::{Blocks, Float, Form, Kind, Packed, Packer, Scales};
+pub use weight::Weight;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Parameter, Result, Value, Weight, ops};
+use crate::{Error, Parameter, Result, Value, Weight, ops};
 
 /// `y = x · Wᵀ + b`. Number formats, and later adapters and shards, are kinds of this, never copies of a
 /// model.
@@ -31,7 +31,23 @@ impl Linear {
     /// # Shapes
     /// `x: [T, in]` → `[T, out]`. Sums are f32, in an order that depends on `in` alone.
     pub fn forward(&self, x: &Value) -> Result<Value> {
-        let y = ops::multiply(x, &self.weight)?;
+        self.finish(ops::multiply(x, &self.weight)?)
+    }
+
+    /// Several linears of one input. Packed weights share the rounding of the input and one parallel region.
+    ///
+    /// # Shapes
+    /// `x: [T, in]` → `[T, out]` each; the same numbers as [`Self::forward`] of each.
+    pub fn forward_all<const N: usize>(linears: [&Self; N], x: &Value) -> Result<[Value; N]> {
+        let products = ops::multiply_all(x, linears.map(|linear| &linear.weight))?;
+        let mut finished = Vec::with_capacity(N);
+        for (linear, y) in linears.into_iter().zip(products) {
+            finished.push(linear.finish(y)?);
+        }
+        finished.try_into().map_err(|_| Error::shape("linear", "a product is missing"))
+    }
+
+    fn finish(&self, y: Value) -> Result<Value> {
         match &self.bias {
             Some(bias) => ops::add_row(&y, &bias.value()),
             None => Ok(y),

@@ -92,8 +92,8 @@ fn what_is_not_built_says_so_by_name() {
         assert!(answer.err.contains(&format!("`ernie {name}`")), "{}", answer.err);
         assert!(answer.err.contains("not built yet"), "{}", answer.err);
     }
-    let int4 = bad(at.path(), &["generate", "preset:nano", "--ids", "5", "--weights", "int4"], 2);
-    assert!(int4.err.contains("int4") && int4.err.contains("not built yet"), "{}", int4.err);
+    let int5 = bad(at.path(), &["generate", "preset:nano", "--ids", "5", "--weights", "int5"], 2);
+    assert!(int5.err.contains("int5") && int5.err.contains("int4"), "{}", int5.err);
     let adapter = bad(at.path(), &["generate", "preset:nano", "--ids", "5", "--adapter", "x"], 2);
     assert!(adapter.err.contains("`--adapter`") && adapter.err.contains("not built yet"), "{}", adapter.err);
 }

@@ -18,11 +18,10 @@ pub(crate) struct Attention {
 impl Attention {
     /// `x: [T, h] → [T, h]`.
     pub(crate) fn forward(&self, x: &Value, pass: &mut Pass<'_>) -> Result<Value> {
-        let q = pass.keep(self.q_proj.forward(x)?)?;
-        let k = pass.keep(self.k_proj.forward(x)?)?;
-        let v = pass.keep(self.v_proj.forward(x)?)?;
-        let q = pass.keep(ops::rope(&q, &pass.angles)?)?;
-        let k = pass.keep(ops::rope(&k, &pass.angles)?)?;
+        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x)?;
+        let q = pass.keep(ops::rope(&pass.keep(q)?, &pass.angles)?)?;
+        let k = pass.keep(ops::rope(&pass.keep(k)?, &pass.angles)?)?;
+        let v = pass.keep(v)?;
         let spans = &pass.tokens.spans;
         let out = match &mut pass.cache {
             Some(cache) => cache.attend(pass.layer, &q, &k, &v, spans, self.heads)?,

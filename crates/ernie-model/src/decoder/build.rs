@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ernie_nn::ops::Expert;
-use ernie_nn::{Format, Heads, Linear, Parameter, Stored, Weight};
+use ernie_nn::{Heads, Linear, Parameter, Weight};
 
 use super::attention::Attention;
 use super::layer::{DecoderLayer, FeedForward};
@@ -14,7 +14,7 @@ use crate::config::MoeConfig;
 use crate::weights::Weights;
 use crate::{LoadReport, Loaded, ModelConfig, ModelSource, Result, WeightsAs};
 
-/// Loads a model from a folder, a GGUF or a preset, its weights in the format asked for.
+/// Loads a model to run: its weights packed for the kernels, in the format asked for. It has no parameters to train.
 ///
 /// Each tensor goes from the map into its final form; every one is used or named in the report.
 ///
@@ -28,10 +28,30 @@ pub fn load(source: &ModelSource, weights: WeightsAs) -> Result<Loaded> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn build(mut weights: Weights) -> Result<Loaded> {
+pub fn build(weights: Weights) -> Result<Loaded> {
+    finish(weights, false)
+}
+
+/// As [`load`], in f32 and with parameters to train.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_trainable(source: &ModelSource) -> Result<Loaded> {
+    build_trainable(Weights::open(source, WeightsAs::F32)?)
+}
+
+/// As [`build`], with parameters to train; these are f32 whatever the weights were opened as.
+///
+/// # Errors
+/// As [`load`].
+pub fn build_trainable(weights: Weights) -> Result<Loaded> {
+    finish(weights, true)
+}
+
+fn finish(mut weights: Weights, trainable: bool) -> Result<Loaded> {
     let config = weights.config().clone();
     let activations = activations(weights.weights_as());
-    let decoder = Builder { weights: &mut weights, activations }.decoder(config)?;
+    let decoder = Builder { weights: &mut weights, activations, trainable }.decoder(config)?;
     let report: LoadReport = weights.finish()?;
     Ok(Loaded { decoder, report })
 }
@@ -46,6 +66,7 @@ fn activations(weights: WeightsAs) -> Activations {
 struct Builder<'a> {
     weights: &'a mut Weights,
     activations: Activations,
+    trainable: bool,
 }
 
 impl Builder<'_> {
@@ -141,15 +162,13 @@ impl Builder<'_> {
         Ok(Linear::new(weight, bias))
     }
 
-    /// A matrix in the format it is computed in: a parameter if that is f32.
+    /// A matrix: a parameter to train, or packed for the kernels.
     fn matrix(&mut self, at: &str, shape: [usize; 2]) -> Result<Weight> {
         let name = format!("{at}.weight");
-        let stored = self.weights.take(&name, &shape)?;
-        if stored.format == Format::F32 {
-            let data = stored.bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-            return Ok(Weight::Parameter(Parameter::from_vec(name, data, &shape)?));
+        if self.trainable {
+            return Ok(Weight::Parameter(self.parameter(&name, &shape)?));
         }
-        Ok(Weight::Stored(Arc::new(Stored::new(stored.format, stored.bytes, stored.scales, shape)?)))
+        Ok(Weight::Packed(Arc::new(self.weights.take(&name, &shape)?.pack()?)))
     }
 
     /// A tensor that is f32 in every mode.

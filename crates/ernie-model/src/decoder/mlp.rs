@@ -15,8 +15,8 @@ pub(crate) struct Mlp {
 
 impl Mlp {
     pub(crate) fn forward(&self, x: &Value, activations: Activations) -> Result<Value> {
-        let gate = activations.keep(self.gate_proj.forward(x)?)?;
-        let up = activations.keep(self.up_proj.forward(x)?)?;
+        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x)?;
+        let (gate, up) = (activations.keep(gate)?, activations.keep(up)?);
         activations.keep(self.down_proj.forward(&activations.keep(ops::swiglu(&gate, &up)?)?)?)
     }
 

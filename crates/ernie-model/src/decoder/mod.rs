@@ -18,7 +18,7 @@ mod norm;
 mod probe;
 mod tokens;
 
-pub use build::{build, load};
+pub use build::{build, build_trainable, load, load_trainable};
 pub use cache::{ContiguousCache, KvCache};
 pub use ernie_nn::ops::{CrossEntropy, IGNORED, Routing};
 pub use moe::MoeLayer;
@@ -126,7 +126,7 @@ impl Decoder {
 
     /// Every trainable parameter under its published name, in a fixed order; a tied head once.
     ///
-    /// Empty of matrices when the weights were loaded in another format than f32.
+    /// Without matrices in a model that was loaded to run ([`load`]).
     pub fn parameters(&self) -> Vec<Arc<Parameter>> {
         let mut all = Vec::new();
         all.extend(self.embed_tokens.parameter().cloned());

@@ -1,8 +1,8 @@
-//! From stored bytes to the final form of a tensor, a few rows at a time, and the check that every value is finite.
+//! From stored bytes to floats, a few rows at a time; rounding to 8 bits; and the check that every value is finite.
 
 use ernie_nn::{formats, quantize};
 
-use super::{Format, TensorBytes, WeightsAs};
+use super::Format;
 
 /// The number type a tensor is stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,48 +22,8 @@ impl Kind {
     }
 }
 
-/// How many values are widened at a time while rounding; keeps the buffer small against the tensor.
+/// Values that are widened at a time while rounding; keeps the buffer small against the tensor.
 const CHUNK_ELEMENTS: usize = 1 << 18;
-
-/// A matrix in its final form: format, bytes, scales.
-pub(super) type Converted = (Format, TensorBytes, Option<Vec<f32>>);
-
-/// Brings `rows` × `columns` values to the form asked for; bytes that already have it are not touched.
-pub(super) fn convert(
-    kind: Kind,
-    bytes: TensorBytes,
-    scales: Option<Vec<f32>>,
-    [rows, columns]: [usize; 2],
-    to: WeightsAs,
-) -> Converted {
-    let target = match (to, kind) {
-        (WeightsAs::Native, Kind::Format(format)) => return (format, bytes, scales),
-        (WeightsAs::Native | WeightsAs::F32, _) => Format::F32,
-        (WeightsAs::Bf16, _) => Format::Bf16,
-        (WeightsAs::Int8, _) => Format::Int8,
-    };
-    if kind == Kind::Format(target) {
-        return (target, bytes, scales);
-    }
-    let mut reader = Reader { kind, bytes: &bytes, scales: scales.as_deref(), columns };
-    match target {
-        Format::Bf16 => {
-            let mut out = Vec::with_capacity(rows * columns * 2);
-            reader.each_chunk(rows, |values| {
-                out.extend(values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()));
-            });
-            (Format::Bf16, TensorBytes::Owned(out), None)
-        }
-        Format::Int8 => {
-            let (out, scales) = reader.int8(rows);
-            (Format::Int8, TensorBytes::Owned(out), Some(scales))
-        }
-        _ => {
-            let values = widen(kind, &bytes, scales.as_deref(), [rows, columns]);
-            (Format::F32, TensorBytes::Floats(values), None)
-        }
-    }
-}
 
 /// All values as f32.
 pub(super) fn widen(kind: Kind, bytes: &[u8], scales: Option<&[f32]>, [rows, columns]: [usize; 2]) -> Vec<f32> {
@@ -84,15 +44,18 @@ pub(super) fn int8_of(values: &[f32], columns: usize) -> (Vec<u8>, Vec<f32>) {
     Reader { kind: Kind::Format(Format::F32), bytes, scales: None, columns }.int8(rows)
 }
 
-struct Reader<'a> {
-    kind: Kind,
-    bytes: &'a [u8],
-    scales: Option<&'a [f32]>,
-    columns: usize,
+/// Rows of stored values.
+pub(super) struct Reader<'a> {
+    pub(super) kind: Kind,
+    pub(super) bytes: &'a [u8],
+    /// A factor a row.
+    pub(super) scales: Option<&'a [f32]>,
+    pub(super) columns: usize,
 }
 
 impl Reader<'_> {
-    fn row(&self, row: usize, out: &mut [f32]) {
+    /// Widens a row.
+    pub(super) fn row(&self, row: usize, out: &mut [f32]) {
         // The length was checked against the shape when the tensor was found.
         let Some(row_bytes) = self.kind.bytes(1, self.columns) else { return };
         let Some(bytes) = self.bytes.get(row * row_bytes..(row + 1) * row_bytes) else { return };
@@ -182,52 +145,16 @@ pub(super) fn all_finite(kind: Kind, bytes: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn f32_bytes(values: &[f32]) -> TensorBytes {
-        TensorBytes::Owned(bytemuck::cast_slice(values).to_vec())
-    }
-
-    #[test]
-    fn native_and_equal_formats_are_left_alone() {
-        let bytes = f32_bytes(&[1.0, 2.0]);
-        for to in [WeightsAs::Native, WeightsAs::F32] {
-            let (format, out, scales) = convert(Kind::Format(Format::F32), bytes.clone(), None, [1, 2], to);
-            assert_eq!((format, &*out, scales), (Format::F32, &*bytes, None));
-        }
-    }
-
-    #[test]
-    fn bf16_rounds_to_nearest_even() {
-        let values = [1.0, 1.0 + 1.0 / 256.0, -3.0e38, 1e-40];
-        let (format, out, _) = convert(Kind::Format(Format::F32), f32_bytes(&values), None, [2, 2], WeightsAs::Bf16);
-        assert_eq!(format, Format::Bf16);
-        let expect: Vec<u8> = values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
-        assert_eq!(&*out, &expect[..]);
-    }
-
     #[test]
     fn int8_keeps_a_scale_a_row_and_widens_back() {
         let values = [127.0, -127.0, 0.5, 0.25, 0.0, 0.0];
-        let (format, out, scales) =
-            convert(Kind::Format(Format::F32), f32_bytes(&values), None, [3, 2], WeightsAs::Int8);
-        assert_eq!(format, Format::Int8);
-        let scales = scales.unwrap();
+        let (out, scales) = int8_of(&values, 2);
         assert_eq!(scales[0], 1.0);
         assert_eq!(scales[2], 0.0);
         let back = widen(Kind::Format(Format::Int8), &out, Some(&scales), [3, 2]);
         for (back, value) in back.iter().zip(values) {
             assert!((back - value).abs() <= 0.5 * 0.5 / 127.0 + 1e-3, "{back} {value}");
         }
-    }
-
-    #[test]
-    fn many_chunks_are_one_tensor() {
-        let columns = 1000;
-        let rows = CHUNK_ELEMENTS / columns * 2 + 7;
-        let values: Vec<f32> = (0..rows * columns).map(|i| (i % 251) as f32).collect();
-        let (_, out, _) =
-            convert(Kind::Format(Format::F32), f32_bytes(&values), None, [rows, columns], WeightsAs::Bf16);
-        let back = widen(Kind::Format(Format::Bf16), &out, None, [rows, columns]);
-        assert!(back == values);
     }
 
     #[test]

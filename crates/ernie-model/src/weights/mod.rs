@@ -3,7 +3,7 @@
 //! [`Weights`] stands over a safetensors folder, a GGUF file or a seeded random source. Opening it reads tables
 //! only: names are bent to the published ones in one place, every tensor the config calls for is
 //! looked up and its shape checked. The decoder then takes tensor after tensor; what a [`WeightsAs`] asks for is
-//! done while taking, from the map into the final buffer, so that there is never a second whole copy.
+//! done while packing, a few rows at a time from the map into the final buffer, so that there is never a second whole copy.
 //! [`Weights::finish`] refuses a file with tensors nobody took, except the short list that may be skipped: the
 //! multi-token-prediction modules and, in VL models, everything for pictures.
 //!
@@ -23,7 +23,7 @@ mod stored;
 
 pub use save::{SHARD_BYTES, SaveAs, SaveTensor, Values, save, save_into, save_sharded};
 pub use source::Weights;
-pub use stored::{Stored, TensorBytes};
+pub use stored::Stored;
 
 /// Where a model is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +46,11 @@ pub enum WeightsAs {
     F32,
     /// Rounded to brain floats.
     Bf16,
-    /// Rounded to 8-bit integers, symmetric, one scale a row; embedding and head included.
+    /// Rounded to 8-bit integers, symmetric, one scale a row; embedding and head included. Inputs are rounded to 8 bits as
+    /// they are used.
     Int8,
+    /// Rounded to 4-bit integers with a scale and a minimum every 32; embedding and head included. Inputs as with `Int8`.
+    Int4,
 }
 
 impl std::str::FromStr for WeightsAs {
@@ -59,7 +62,7 @@ impl std::str::FromStr for WeightsAs {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
             "int8" => Ok(Self::Int8),
-            "int4" => Err(crate::Error::not_built("int4 weights")),
+            "int4" => Ok(Self::Int4),
             other => Err(crate::Error::Request(format!(
                 "`{}` is no weight format; expected native, f32, bf16, int8 or int4",
                 other.chars().take(40).collect::<String>()

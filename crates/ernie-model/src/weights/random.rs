@@ -19,20 +19,30 @@ pub(super) fn values(seed: u64, name: &str, elements: usize, std: f64) -> Vec<f3
         Role::Bias | Role::CorrectionBias => return vec![0.0; elements],
         Role::Embedding | Role::Head | Role::Linear | Role::Router => {}
     }
-    let mut out = vec![0.0; elements];
+    values_from(seed, name, 0, elements, std)
+}
+
+/// `count` values of a matrix from element `start` on, which is where a stream begins: a multiple of [`RUN`].
+pub(super) fn values_from(seed: u64, name: &str, start: usize, count: usize, std: f64) -> Vec<f32> {
+    debug_assert!(start.is_multiple_of(RUN));
+    let mut out = vec![0.0; count];
+    spread(seed, name, start / RUN, std, &mut out);
+    out
+}
+
+/// Fills `out` from run number `first` on, on all cores.
+fn spread(seed: u64, name: &str, first: usize, std: f64, out: &mut [f32]) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let runs = elements.div_ceil(RUN);
+    let runs = out.len().div_ceil(RUN);
     let share = runs.div_ceil(threads).max(1);
     if runs < 4 || threads < 2 {
-        fill(seed, name, 0, std, &mut out);
-    } else {
-        std::thread::scope(|scope| {
-            for (index, part) in out.chunks_mut(share * RUN).enumerate() {
-                scope.spawn(move || fill(seed, name, index * share, std, part));
-            }
-        });
+        return fill(seed, name, first, std, out);
     }
-    out
+    std::thread::scope(|scope| {
+        for (index, part) in out.chunks_mut(share * RUN).enumerate() {
+            scope.spawn(move || fill(seed, name, first + index * share, std, part));
+        }
+    });
 }
 
 /// Fills `out` from run number `first` on.
@@ -76,6 +86,7 @@ mod tests {
         fill(1, name, 0, 0.02, &mut alone);
         assert!(long == alone, "threads change nothing");
         assert_eq!(values(1, name, 1000, 0.02), long[..1000]);
+        assert_eq!(values_from(1, name, 2 * RUN, RUN + 7, 0.02), long[2 * RUN..3 * RUN + 7]);
         assert_ne!(values(2, name, 10, 0.02), long[..10]);
         assert_ne!(values(1, "model.layers.1.self_attn.q_proj.weight", 10, 0.02), long[..10]);
     }

@@ -5,11 +5,13 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use ernie_files::gguf::{GgmlType, Gguf};
-use ernie_files::{Checkpoint, Dtype};
+use ernie_files::{Bytes, Checkpoint, Dtype};
+use ernie_nn::Form;
 
 use super::bend::{self, Dialect, Part, Place, Skip};
 use super::convert::{self, Kind};
-use super::{Format, Kept, LoadReport, ModelSource, Stored, TensorBytes, WeightsAs, random};
+use super::stored::Values;
+use super::{Format, Kept, LoadReport, ModelSource, Stored, WeightsAs, random};
 use crate::config::{MAX_CONFIG_BYTES, Quantization, StoredDtype};
 use crate::error::one_line;
 use crate::{Error, ModelConfig, Result};
@@ -131,12 +133,12 @@ impl Weights {
         &self.config
     }
 
-    /// The number format matrices are brought to.
+    /// The number format that matrices are brought to.
     pub fn weights_as(&self) -> WeightsAs {
         self.to
     }
 
-    /// Takes the matrix with this published name, in the format asked for when opening.
+    /// Takes the matrix with this published name; [`Stored::pack`] then brings it to the form asked for when opening.
     ///
     /// # Shapes
     /// `shape` is what the model needs, rows (outputs) first.
@@ -155,23 +157,26 @@ impl Weights {
     pub fn take_optional(&mut self, name: &str, shape: &[usize]) -> Result<Option<Stored>> {
         let rows = shape.first().copied().unwrap_or(1);
         let columns = shape.get(1..).unwrap_or_default().iter().product();
-        let (format, bytes, scales) = if let Source::Random(seed) = self.source {
-            let values = random::values(seed, name, rows * columns, self.config.initializer_range);
-            self.taken.insert(name.to_owned(), values.len());
-            let bytes = TensorBytes::Floats(values);
-            convert::convert(Kind::Format(Format::F32), bytes, None, [rows, columns], self.to)
+        let (values, kind) = if let Source::Random(seed) = self.source {
+            self.taken.insert(name.to_owned(), rows * columns);
+            (Values::Random { seed, name: name.to_owned(), std: self.config.initializer_range }, Kind::F32)
         } else {
             let Some(found) = self.find(name, shape)? else { return Ok(None) };
             let (bytes, scales) = self.read(&found)?;
             if found.place.part == Part::Transposed {
-                let values = transpose(&found.seen, &bytes, shape);
-                let bytes = TensorBytes::Floats(values);
-                convert::convert(Kind::Format(Format::F32), bytes, None, [rows, columns], self.to)
+                (Values::Floats(transpose(&found.seen, &bytes, shape)), Kind::F32)
             } else {
-                convert::convert(found.seen.kind, bytes, scales, [rows, columns], self.to)
+                (Values::Mapped { kind: found.seen.kind, bytes, scales }, found.seen.kind)
             }
         };
-        let stored = Stored { format, bytes, scales, shape: shape.to_vec() };
+        let form = match self.to {
+            WeightsAs::Native => kind.form(),
+            WeightsAs::F32 => Form::F32,
+            WeightsAs::Bf16 => Form::BF16,
+            WeightsAs::Int8 => Form::INT8,
+            WeightsAs::Int4 => Form::int4(),
+        };
+        let stored = Stored { values, shape: [rows, columns], form };
         self.weight_bytes += stored.memory_bytes();
         Ok(Some(stored))
     }
@@ -386,7 +391,7 @@ impl Weights {
     }
 
     /// The bytes of a found tensor's part, checked to be finite, and its scales.
-    fn read(&mut self, found: &Found) -> Result<(TensorBytes, Option<Vec<f32>>)> {
+    fn read(&mut self, found: &Found) -> Result<(Bytes, Option<Vec<f32>>)> {
         let stored = &found.place.stored;
         let all = match &self.source {
             Source::Checkpoint(checkpoint) => checkpoint.bytes(stored)?,
@@ -410,7 +415,7 @@ impl Weights {
             return Err(Error::tensor(&self.place, stored, "holds values that are not finite (NaN or infinity)"));
         }
         let scales = if found.seen.scaled { Some(self.scales(found)?) } else { None };
-        Ok((TensorBytes::Mapped(bytes), scales))
+        Ok((bytes, scales))
     }
 
     /// The scales `NAME_scale` of an 8-bit tensor, one a row.

@@ -1,72 +1,146 @@
-//! A tensor in its final form: a piece of the map as it is, or bytes of its own.
-
-use std::ops::Deref;
+//! A matrix where it lies: bytes of the map, or a stream of random numbers; and the form it is to take.
 
 use ernie_files::Bytes;
+use ernie_nn::{Form, Packed, Packer};
 
-use super::Format;
+use super::convert::{Kind, Reader};
+use super::{Format, random};
+use crate::Result;
 
-/// The bytes of a taken tensor.
-#[derive(Clone)]
-pub enum TensorBytes {
-    /// A view into a read-only map; keeps the map alive.
-    Mapped(Bytes),
-    /// Converted while loading.
-    Owned(Vec<u8>),
-    /// Widened or drawn as f32.
-    Floats(Vec<f32>),
-}
+/// Values that are widened at a time; keeps the buffer small against the matrix.
+const CHUNK: usize = 1 << 18;
 
-impl TensorBytes {
-    /// The values of bytes that are little-endian f32; without a copy where they were made as such.
-    pub fn into_f32(self) -> Vec<f32> {
-        match self {
-            TensorBytes::Floats(values) => values,
-            other => other.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect(),
-        }
-    }
-}
-
-impl AsRef<[u8]> for TensorBytes {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            TensorBytes::Mapped(bytes) => bytes,
-            TensorBytes::Owned(bytes) => bytes,
-            TensorBytes::Floats(values) => bytemuck::cast_slice(values),
-        }
-    }
-}
-
-impl Deref for TensorBytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.as_ref()
-    }
-}
-
-/// A matrix in the format it is computed in, rows (outputs) first.
+/// A matrix that was found and checked. Nothing is converted before it is asked for, and then a few rows at a time.
 #[derive(Clone)]
 pub struct Stored {
-    /// Number format of [`Self::bytes`].
-    pub format: Format,
-    /// Row after row, each of whole blocks.
-    pub bytes: TensorBytes,
-    /// One factor per row; for [`Format::Int8`] only.
-    pub scales: Option<Vec<f32>>,
-    /// Rows first.
-    pub shape: Vec<usize>,
+    pub(super) values: Values,
+    pub(super) shape: [usize; 2],
+    pub(super) form: Form,
+}
+
+/// Where the numbers of a [`Stored`] are.
+#[derive(Clone)]
+pub(super) enum Values {
+    /// In a read-only map, with a factor a row for 8-bit rows.
+    Mapped { kind: Kind, bytes: Bytes, scales: Option<Vec<f32>> },
+    /// Brought into order already.
+    Floats(Vec<f32>),
+    /// Drawn when they are read.
+    Random { seed: u64, name: String, std: f64 },
 }
 
 impl Stored {
-    /// Bytes in memory or in the map, scales included.
+    /// The form that [`Self::pack`] gives.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// Rows (outputs) and columns.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// All values as f32, row by row.
+    pub fn into_f32(self) -> Vec<f32> {
+        if let Values::Floats(values) = self.values {
+            return values;
+        }
+        let mut all = vec![0.0; self.shape[0] * self.shape[1]];
+        let mut done = 0;
+        let kept: Result<()> = self.each_chunk(|rows| {
+            all[done..done + rows.len()].copy_from_slice(rows);
+            done += rows.len();
+            Ok(())
+        });
+        debug_assert!(kept.is_ok() && done == all.len());
+        all
+    }
+
+    /// Hands out the rows as f32, a few at a time.
+    ///
+    /// # Errors
+    /// Those of `sink`.
+    pub fn each_chunk(&self, mut sink: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        let [rows, columns] = self.shape;
+        if rows == 0 || columns == 0 {
+            return Ok(());
+        }
+        let at_once = (CHUNK / columns).clamp(1, rows);
+        match &self.values {
+            Values::Floats(values) => sink(values),
+            Values::Mapped { kind, bytes, scales } => {
+                let reader = Reader { kind: *kind, bytes, scales: scales.as_deref(), columns };
+                let mut chunk = vec![0.0; at_once * columns];
+                for first in (0..rows).step_by(at_once) {
+                    let chunk = &mut chunk[..at_once.min(rows - first) * columns];
+                    for (offset, out) in chunk.chunks_exact_mut(columns).enumerate() {
+                        reader.row(first + offset, out);
+                    }
+                    sink(chunk)?;
+                }
+                Ok(())
+            }
+            Values::Random { seed, name, std } => {
+                // Streams begin anew at fixed places of the tensor, which need not be whole rows.
+                let (mut next, mut carry) = (0, Vec::new());
+                while next < rows * columns {
+                    let count = CHUNK.min(rows * columns - next);
+                    carry.extend(random::values_from(*seed, name, next, count, *std));
+                    next += count;
+                    let whole = carry.len() / columns * columns;
+                    sink(&carry[..whole])?;
+                    carry.drain(..whole);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The matrix in its final form.
+    ///
+    /// # Errors
+    /// [`crate::Error::Nn`] for a shape that cannot be packed.
+    pub fn pack(self) -> Result<Packed> {
+        let mut packer = Packer::new(self.form, self.shape)?;
+        match &self.values {
+            Values::Mapped { kind: Kind::Format(format), bytes, scales } if Form::of(*format) == self.form => {
+                packer.push_stored(*format, bytes, scales.as_deref())?;
+            }
+            _ => self.each_chunk(|rows| Ok(packer.push(rows)?))?,
+        }
+        Ok(packer.finish()?)
+    }
+
+    /// Bytes of the numbers in the form asked for, scales included and padding not.
     pub fn memory_bytes(&self) -> u64 {
-        self.bytes.len() as u64 + self.scales.as_ref().map_or(0, |scales| 4 * scales.len() as u64)
+        let [rows, columns] = self.shape.map(|n| n as u64);
+        match (&self.values, self.form) {
+            (Values::Mapped { kind: Kind::Format(format), bytes, scales }, form) if Form::of(*format) == form => {
+                bytes.len() as u64 + scales.as_ref().map_or(0, |scales| 4 * scales.len() as u64)
+            }
+            (_, form) if form == Form::F32 => 4 * rows * columns,
+            (_, form) if form == Form::INT8 => rows * (columns + 4),
+            (_, form) if form == Form::int4() => rows * (columns.div_ceil(2) + 4 * columns.div_ceil(32)),
+            _ => 2 * rows * columns,
+        }
     }
 }
 
 impl std::fmt::Debug for Stored {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} {:?}", self.format, self.shape)
+        write!(f, "{:?} {:?}", self.form, self.shape)
     }
+}
+
+impl Kind {
+    /// The form in which no number changes; 64-bit floats are narrowed.
+    pub(super) fn form(self) -> Form {
+        match self {
+            Kind::Format(format) => Form::of(format),
+            Kind::F64 => Form::F32,
+        }
+    }
+
+    /// The storage format of rows of f32.
+    pub(super) const F32: Self = Kind::Format(Format::F32);
 }

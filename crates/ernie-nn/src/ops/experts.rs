@@ -8,8 +8,9 @@ use ernie_kernels::{gemm, swiglu};
 
 use super::Routing;
 use crate::error::ensure;
+use crate::packed::Job;
 use crate::slice::{Slice, tensor};
-use crate::{Parameter, Result, Value, Weight};
+use crate::{Packed, Parameter, Result, Value, Weight};
 
 /// One expert: a SwiGLU of its own.
 #[derive(Clone)]
@@ -36,6 +37,12 @@ pub fn experts(x: &Value, routing: &Routing, experts: &[Expert]) -> Result<Value
     let mut gathered = vec![0.0; rows * k * hidden];
     kernel::gather(&x.slice()?, hidden, &order, &mut gathered);
     let mut results = vec![0.0; rows * k * hidden];
+    if let Some(packed) = experts.iter().map(packed).collect::<Option<Vec<_>>>() {
+        packed_experts(&gathered, &order, &packed, &mut results)?;
+        let mut out = vec![0.0; rows * hidden];
+        kernel::combine(&results, Some(&routing.weights.slice()?), hidden, &order, &mut out);
+        return Value::from_vec(out, &[rows, hidden]);
+    }
     let mut kept = Vec::new();
     for (index, expert) in experts.iter().enumerate().filter(|(index, _)| !order.rows(*index).is_empty()) {
         let span = order.rows(index).start * hidden..order.rows(index).end * hidden;
@@ -60,6 +67,51 @@ pub fn experts(x: &Value, routing: &Routing, experts: &[Expert]) -> Result<Value
         kept,
     };
     Ok(Value::from_op(tensor(out, &[rows, hidden])?, &parents, move |gradient| backward.run(gradient)))
+}
+
+fn packed(expert: &Expert) -> Option<[&Packed; 3]> {
+    Some([expert.gate_proj.packed()?, expert.up_proj.packed()?, expert.down_proj.packed()?])
+}
+
+/// The products of all experts over rows sorted by expert, in two parallel regions.
+fn packed_experts(x: &[f32], order: &Order, experts: &[[&Packed; 3]], results: &mut [f32]) -> Result<()> {
+    let Some([gate, _, down]) = experts.first() else { return Ok(()) };
+    let (hidden, width, pairs) = (gate.in_features(), gate.out_features(), order.pairs.len());
+    let fits = |[gate, up, down]: &[&Packed; 3]| {
+        [gate, up].iter().all(|w| (w.out_features(), w.in_features()) == (width, hidden))
+            && (down.out_features(), down.in_features()) == (hidden, width)
+    };
+    ensure(down.out_features() * pairs == results.len() && experts.iter().all(fits), "experts", || {
+        format!("experts of {hidden} by {width} differ")
+    })?;
+    let (mut gate, mut up) = (vec![0.0; pairs * width], vec![0.0; pairs * width]);
+    let mut jobs = jobs(order, experts, 0, width, &mut gate);
+    jobs.extend(self::jobs(order, experts, 1, width, &mut up));
+    Packed::multiply(x, hidden, jobs);
+    let mut inner = vec![0.0; pairs * width];
+    swiglu::forward(&gate, &up, &mut inner);
+    Packed::multiply(&inner, width, self::jobs(order, experts, 2, hidden, results));
+    Ok(())
+}
+
+/// One product for each expert that has rows; `y: [pairs, out]` in the order of the rows.
+fn jobs<'a>(
+    order: &Order,
+    experts: &[[&'a Packed; 3]],
+    which: usize,
+    out: usize,
+    mut y: &'a mut [f32],
+) -> Vec<Job<'a>> {
+    let mut jobs = Vec::new();
+    for (index, expert) in experts.iter().enumerate() {
+        let rows = order.rows(index);
+        let (mine, rest) = std::mem::take(&mut y).split_at_mut(rows.len() * out);
+        y = rest;
+        if !rows.is_empty() {
+            jobs.push(Job { rows, w: expert[which], y: mine });
+        }
+    }
+    jobs
 }
 
 fn parameters(expert: &Expert) -> [Option<&Arc<Parameter>>; 3] {

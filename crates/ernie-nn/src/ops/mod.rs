@@ -24,6 +24,7 @@ pub use cross_entropy::{CrossEntropy, IGNORED, head_cross_entropy};
 pub use elementwise::{add, add_row, round_to_bf16, scale, sum, weighted_sum};
 pub use embedding::embedding;
 pub use experts::{Expert, experts};
+pub(crate) use multiply::multiply_all;
 pub use multiply::{linear, multiply};
 pub use rms_norm::rms_norm;
 pub use rope::{Angles, rope};

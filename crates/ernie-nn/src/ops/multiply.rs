@@ -5,11 +5,12 @@ use std::sync::Arc;
 use ernie_kernels::gemm;
 
 use crate::error::ensure;
+use crate::packed::Job;
 use crate::slice::{Slice, tensor};
 use crate::value::needs_grad;
-use crate::{Parameter, Result, Value, Weight};
+use crate::{Packed, Parameter, Result, Value, Weight};
 
-/// `x: [T, in] · Wᵀ → [T, out]` for a weight in any format. Stored weights pass no gradient.
+/// `x: [T, in] · Wᵀ → [T, out]` for a weight in any format. Packed weights pass no gradient.
 ///
 /// Sums are f32, in an order that depends on `in` alone: a token's result does not depend on its company.
 ///
@@ -18,11 +19,27 @@ use crate::{Parameter, Result, Value, Weight};
 pub fn multiply(x: &Value, weight: &Weight) -> Result<Value> {
     match weight {
         Weight::Parameter(parameter) => linear(x, parameter),
-        Weight::Stored(_) => {
+        Weight::Packed(_) => {
             check(x, weight)?;
             Value::from_vec(weight.multiply(&x.slice()?)?, &[x.dim(0), weight.out_features()])
         }
     }
+}
+
+/// [`multiply`] by several weights; packed ones share the rounding of the input and one parallel region.
+pub(crate) fn multiply_all<const N: usize>(x: &Value, weights: [&Weight; N]) -> Result<Vec<Value>> {
+    let packed: Vec<&Packed> = weights.iter().filter_map(|weight| weight.packed()).collect();
+    if packed.len() < N {
+        return weights.into_iter().map(|weight| multiply(x, weight)).collect();
+    }
+    for weight in weights {
+        check(x, weight)?;
+    }
+    let rows = x.dim(0);
+    let mut results: Vec<Vec<f32>> = packed.iter().map(|w| vec![0.0; rows * w.out_features()]).collect();
+    let jobs = packed.iter().zip(&mut results).map(|(w, y)| Job { rows: 0..rows, w, y }).collect();
+    Packed::multiply(&x.slice()?, x.dim(1), jobs);
+    results.into_iter().zip(packed).map(|(y, w)| Value::from_vec(y, &[rows, w.out_features()])).collect()
 }
 
 /// [`multiply`] by a parameter, with gradients: `dx = dy · W`, `dW = dyᵀ · x`.

@@ -40,8 +40,7 @@ enum WeightsForm {
     Bf16,
     /// Rounded to 8 bits, a scale a row
     Int8,
-    /// Not built yet
-    #[value(hide = true)]
+    /// Rounded to 4 bits, a scale and a minimum every 32
     Int4,
 }
 
@@ -53,10 +52,7 @@ impl WeightsOption {
             WeightsForm::F32 => WeightsAs::F32,
             WeightsForm::Bf16 => WeightsAs::Bf16,
             WeightsForm::Int8 => WeightsAs::Int8,
-            WeightsForm::Int4 => {
-                return Err(crate::failure::Failure::not_built("`--weights int4` (4-bit weights)")
-                    .hint("native, f32, bf16 and int8 are built"));
-            }
+            WeightsForm::Int4 => WeightsAs::Int4,
         })
     }
 }

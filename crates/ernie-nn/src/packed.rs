@@ -1,0 +1,211 @@
+//! Matrices repacked for the kernels once, while they are loaded. Never trained.
+
+use std::ops::Range;
+
+pub use ernie_kernels::packed::{Blocks, Float, Kind, Scales};
+use ernie_kernels::packed::{Activations, Builder, Matrix, Panels, Product, multiply};
+use ernie_kernels::{Format, Rows};
+
+use crate::error::ensure;
+use crate::{Error, Result};
+
+/// How the numbers of a packed matrix are held, and so how products with it are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Floats: products of floats, sums in f32.
+    Float(Float),
+    /// Small integers with scales: inputs are rounded to bytes on the fly, products are integers.
+    Integer(Kind),
+}
+
+impl Form {
+    /// 32-bit floats.
+    pub const F32: Self = Self::Float(Float::F32);
+    /// 16-bit brain floats.
+    pub const BF16: Self = Self::Float(Float::Bf16);
+    /// Bytes with one scale a row.
+    pub const INT8: Self = Self::Integer(Kind::Int8);
+
+    /// Four bits with a scale and a minimum every 32 weights.
+    pub fn int4() -> Self {
+        Self::Integer(Kind::int4(32))
+    }
+
+    /// The form that holds a storage format's numbers exactly.
+    pub fn of(format: Format) -> Self {
+        match (format, Kind::of(format)) {
+            (_, Some(kind)) => Self::Integer(kind),
+            (Format::F16, _) => Self::Float(Float::F16),
+            (Format::Bf16, _) => Self::BF16,
+            _ => Self::F32,
+        }
+    }
+}
+
+enum Numbers {
+    Float(Panels),
+    Integer(Matrix),
+}
+
+/// A matrix `[out, in]` in the kernels' own order.
+pub struct Packed {
+    numbers: Numbers,
+    out_features: usize,
+    in_features: usize,
+}
+
+impl Packed {
+    /// How its numbers are held.
+    pub fn form(&self) -> Form {
+        match &self.numbers {
+            Numbers::Float(panels) => Form::Float(panels.float()),
+            Numbers::Integer(matrix) => Form::Integer(matrix.kind()),
+        }
+    }
+
+    /// The number of rows.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// The length of a row.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// Bytes it takes in memory, padding and scales included.
+    pub fn memory_bytes(&self) -> u64 {
+        match &self.numbers {
+            Numbers::Float(panels) => panels.bytes().len() as u64,
+            Numbers::Integer(matrix) => matrix.bytes() as u64,
+        }
+    }
+
+    /// Writes row `index` as f32 to `out`.
+    ///
+    /// # Panics
+    /// When there is no such row, or `out` is not as long as one.
+    pub fn row(&self, index: usize, out: &mut [f32]) {
+        match &self.numbers {
+            Numbers::Float(panels) => panels.widen_row(index, out),
+            Numbers::Integer(matrix) => matrix.widen_row(index, out),
+        }
+    }
+
+    /// `y = x[rows] · Wᵀ` for several matrices: the inputs are rounded once, and integer products share one parallel region.
+    ///
+    /// # Shapes
+    /// `x: [T, in]`; `rows` of it give `y: [rows, out]`
+    pub(crate) fn multiply(x: &[f32], in_features: usize, products: Vec<Job<'_>>) {
+        let activations = Activations::new(x, x.len().checked_div(in_features).unwrap_or(0), in_features);
+        let mut integers = Vec::with_capacity(products.len());
+        for Job { rows, w, y } in products {
+            match &w.numbers {
+                Numbers::Integer(w) => integers.push(Product { rows, w, y }),
+                Numbers::Float(w) => w.multiply(&x[rows.start * in_features..rows.end * in_features], y),
+            }
+        }
+        multiply(&activations, &mut integers);
+    }
+}
+
+/// One of the products of [`Packed::multiply`].
+pub(crate) struct Job<'a> {
+    pub(crate) rows: Range<usize>,
+    pub(crate) w: &'a Packed,
+    pub(crate) y: &'a mut [f32],
+}
+
+/// Packs a matrix from rows that come a few at a time, so that there is never a second whole copy.
+pub struct Packer {
+    numbers: Filling,
+    filled: usize,
+    out_features: usize,
+    in_features: usize,
+}
+
+enum Filling {
+    Float(Float, Panels),
+    Integer(Builder),
+}
+
+impl Packer {
+    /// An empty matrix `[out, in]` in `form`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a row has no elements.
+    pub fn new(form: Form, [out_features, in_features]: [usize; 2]) -> Result<Self> {
+        let most = isize::MAX as usize / 8;
+        let fits = out_features.checked_add(16).and_then(|rows| rows.checked_mul(in_features + 256));
+        ensure(in_features > 0 && fits.is_some_and(|n| n <= most), "packed", || {
+            format!("{out_features} rows of {in_features}")
+        })?;
+        let numbers = match form {
+            Form::Float(float) => Filling::Float(float, Panels::zeros(float, out_features, in_features)),
+            Form::Integer(kind) => Filling::Integer(Builder::new(kind, out_features, in_features)),
+        };
+        Ok(Self { numbers, filled: 0, out_features, in_features })
+    }
+
+    /// Takes the next rows, rounding them to nearest.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if they are no whole rows or too many, or the form is one of stored blocks.
+    pub fn push(&mut self, rows: &[f32]) -> Result<()> {
+        let count = self.check(rows.len() / self.in_features, rows.len().is_multiple_of(self.in_features))?;
+        match &mut self.numbers {
+            Filling::Float(_, panels) => panels.pack(self.filled, rows),
+            Filling::Integer(builder) => builder.push(rows),
+        }
+        self.filled += count;
+        Ok(())
+    }
+
+    /// Takes the next rows as they are stored in a format whose own form this is ([`Form::of`]): no number changes.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the bytes are no whole rows or too many, or for another format.
+    pub fn push_stored(&mut self, format: Format, bytes: &[u8], scales: Option<&[f32]>) -> Result<()> {
+        let row = format.row_bytes(self.in_features).filter(|&row| row > 0);
+        let row = row.ok_or_else(|| Error::shape("packed", format!("rows of {} {format:?}", self.in_features)))?;
+        let own = match &self.numbers {
+            Filling::Float(float, _) => Form::of(format) == Form::Float(*float),
+            Filling::Integer(builder) => Form::of(format) == Form::Integer(builder.kind()),
+        };
+        let scaled = scales.map(<[f32]>::len) == (format == Format::Int8).then_some(bytes.len() / row);
+        let count = self.check(bytes.len() / row, bytes.len().is_multiple_of(row) && own && scaled)?;
+        match &mut self.numbers {
+            Filling::Float(_, panels) => panels.pack_stored(self.filled, bytes),
+            Filling::Integer(builder) => builder.push_rows(&Rows {
+                format,
+                bytes,
+                scales,
+                out_features: count,
+                in_features: self.in_features,
+            }),
+        }
+        self.filled += count;
+        Ok(())
+    }
+
+    fn check(&self, count: usize, whole: bool) -> Result<usize> {
+        ensure(whole && count <= self.out_features - self.filled, "packed", || {
+            format!("{count} rows after {} of {} rows of {}", self.filled, self.out_features, self.in_features)
+        })?;
+        Ok(count)
+    }
+
+    /// The matrix.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if rows are missing.
+    pub fn finish(self) -> Result<Packed> {
+        let Self { numbers, filled, out_features, in_features } = self;
+        ensure(filled == out_features, "packed", || format!("{filled} of {out_features} rows"))?;
+        let numbers = match numbers {
+            Filling::Float(_, panels) => Numbers::Float(panels),
+            Filling::Integer(builder) => Numbers::Integer(builder.finish()),
+        };
+        Ok(Packed { numbers, out_features, in_features })
+    }
+}
