@@ -41,6 +41,7 @@ pub mod formats;
 pub mod gemm;
 mod level;
 pub mod linear;
+pub mod logits;
 pub mod norm;
 mod pool;
 pub mod quantize;

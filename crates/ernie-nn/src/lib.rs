@@ -33,8 +33,9 @@ mod value;
 mod weight;
 
 pub use candle_core::Tensor;
-/// Arithmetic over slices that rooms above need as it is: the optimiser's pass, stored formats, rounding to int8.
-pub use ernie_kernels::{Format, adamw, formats, quantize};
+/// Arithmetic over slices that rooms above need as it is: the optimiser's pass, stored formats, rounding to int8, a look over
+/// logits.
+pub use ernie_kernels::{Format, adamw, formats, logits, quantize};
 pub use error::{Error, Result};
 pub use linear::Linear;
 pub use ops::attention::{Heads, Span};

@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use ernie_nn::logits;
+
 use super::watcher::Watcher;
 use crate::{Error, Result};
 
@@ -213,23 +215,12 @@ pub fn uniform(seed: u64, position: u64) -> f64 {
 
 /// The largest logit and its id, the lowest id among equals; `None` for no logits.
 pub(crate) fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
-    let mut best: Option<(usize, f32)> = None;
-    for (id, &logit) in logits.iter().enumerate() {
-        if best.is_none_or(|(_, highest)| logit > highest) {
-            best = Some((id, logit));
-        }
-    }
-    best.map(|(id, logit)| (id as u32, logit))
+    logits::survey(logits).best
 }
 
 /// ln Σ exp(logit), summed in f64.
 pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
-    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if highest == f32::NEG_INFINITY {
-        return f64::NEG_INFINITY;
-    }
-    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - highest).exp())).sum();
-    f64::from(highest) + sum.ln()
+    logits::log_sum_exp(logits)
 }
 
 /// The `n` likeliest ids with their log-probabilities, likeliest first, the lower id among equals.
