@@ -42,6 +42,7 @@ pub mod gemm;
 mod level;
 pub mod linear;
 pub mod norm;
+pub mod packed;
 mod pool;
 pub mod quantize;
 pub mod reference;
