@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::buffer::Buffer;
+use super::buffer::Scratch;
 use crate::level::Isa;
 use crate::pool;
 
@@ -32,10 +32,10 @@ pub(super) struct Side {
     pub(super) start8: i32,
 }
 
-/// Rows as bytes.
+/// Rows as bytes, and then their sides.
 pub(super) struct Quantized {
-    bytes: Buffer,
-    sides: Vec<Side>,
+    memory: Scratch,
+    rows: usize,
     /// Bytes from a row to the next.
     pub(super) stride: usize,
     /// Sides from a row to the next.
@@ -45,9 +45,11 @@ pub(super) struct Quantized {
 impl Quantized {
     /// The bytes and sides of some rows.
     pub(super) fn rows(&self, rows: Range<usize>) -> (&[u8], &[Side]) {
+        let (bytes, sides) = self.memory.bytes().split_at(self.rows * self.stride);
+        let sides: &[Side] = bytemuck::cast_slice(sides);
         (
-            &self.bytes.bytes()[rows.start * self.stride..rows.end * self.stride],
-            &self.sides[rows.start * self.side_stride..rows.end * self.side_stride],
+            &bytes[rows.start * self.stride..rows.end * self.stride],
+            &sides[rows.start * self.side_stride..rows.end * self.side_stride],
         )
     }
 }
@@ -93,23 +95,22 @@ impl<'a> Activations<'a> {
     /// The rows as bytes with a side for each run of `run` elements, made on the first call.
     pub(super) fn quantized(&self, isa: Isa, run: usize) -> &Quantized {
         self.quantized[run.ilog2() as usize - 4].get_or_init(|| {
-            let stride = self.k.next_multiple_of(UNIT);
-            let side_stride = stride / run;
-            let mut bytes = Buffer::zeros(self.rows * stride);
-            let mut sides = vec![Side::default(); self.rows * side_stride];
-            let x = self.x;
-            let k = self.k;
-            if stride > 0 {
-                let grain = pool::grain_rows(k);
-                let bytes = bytemuck::cast_slice_mut(&mut bytes.bytes_mut()[..self.rows * stride]);
-                pool::rows2((bytes, stride), (&mut sides, side_stride), grain, |first, bytes, sides| {
-                    let rows = bytes.chunks_exact_mut(stride).zip(sides.chunks_exact_mut(side_stride));
-                    for (i, (bytes, sides)) in rows.enumerate() {
-                        quantize_row(isa, &x[(first + i) * k..][..k], bytes, sides, run);
-                    }
-                });
-            }
-            Quantized { bytes, sides, stride, side_stride }
+            let (x, rows, k) = (self.x, self.rows, self.k);
+            let padded = k.next_multiple_of(UNIT);
+            // A line more than the padded row: rows whose distance is a power of two would fight for the same sets of a cache.
+            let (stride, side_stride) = (padded + 64, padded / run + 64 / size_of::<Side>());
+            let mut memory = Scratch::new(rows * (stride + side_stride * size_of::<Side>()));
+            let (bytes, sides) = memory.bytes_mut().split_at_mut(rows * stride);
+            let sides = &mut bytemuck::cast_slice_mut(sides)[..rows * side_stride];
+            let grain = pool::grain_rows(k);
+            pool::rows2((bytes, stride), (sides, side_stride), grain, |first, bytes, sides| {
+                let some = bytes.chunks_exact_mut(stride).zip(sides.chunks_exact_mut(side_stride));
+                for (i, (bytes, sides)) in some.enumerate() {
+                    let bytes = bytemuck::cast_slice_mut(&mut bytes[..padded]);
+                    quantize_row(isa, &x[(first + i) * k..][..k], bytes, &mut sides[..padded / run], run);
+                }
+            });
+            Quantized { memory, rows, stride, side_stride }
         })
     }
 }

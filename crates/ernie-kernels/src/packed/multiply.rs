@@ -16,8 +16,11 @@ const FEW: usize = 16;
 /// Rows up to which nibbles are widened in registers. Beyond, a panel is widened to bytes once.
 const NIBBLE_ROWS: usize = 4;
 
-/// Products of a weight and an activation that make a task worth handing over (some 5 microseconds).
-const WORTH: usize = 512 * 1024;
+/// Bytes of weights that make a task for few rows worth handing over (some 5 microseconds from memory).
+const WORTH_BYTES: usize = 64 * 1024;
+
+/// Products of a weight and an activation that make a task for many rows worth handing over.
+const WORTH: usize = 1024 * 1024;
 
 /// `y = x[rows] · Wᵀ`, one of the products of [`multiply`].
 pub struct Product<'a> {
@@ -101,9 +104,10 @@ impl Job<'_> {
     /// Enough work to be worth a task, few enough tasks to go round.
     fn panels_a_task(&self) -> usize {
         let layout = &self.w.layout;
-        let worth = WORTH.div_ceil((layout.padded * PANEL * self.rows).max(1));
-        let side_by_side = if self.rows > FEW { 3 } else { 1 };
-        worth.next_multiple_of(side_by_side)
+        if self.rows <= FEW {
+            return WORTH_BYTES.div_ceil(layout.panel_bytes().max(1));
+        }
+        WORTH.div_ceil((layout.padded * PANEL * self.rows).max(1)).next_multiple_of(3)
     }
 
     /// Computes the outputs of some panels.
@@ -158,9 +162,9 @@ impl Job<'_> {
         let layout = &self.w.layout;
         let (size, run) = (layout.panel_bytes(), layout.kind.run());
         let first = panel + at;
-        let (w, w_stride) = match widened {
-            Some(bytes) => (&bytes[at * layout.padded * PANEL..], layout.padded * PANEL),
-            None => (&self.w.panels()[first * size + layout.scale_bytes..], size),
+        let (w, w_stride, w_bytes) = match widened {
+            Some(bytes) => (&bytes[at * layout.padded * PANEL..], layout.padded * PANEL, layout.padded * PANEL),
+            None => (&self.w.panels()[first * size + layout.scale_bytes..], size, layout.weight_bytes),
         };
         let row_scales = self.w.row_scales();
         let outputs = first * PANEL..((first + n) * PANEL).min(layout.out);
@@ -171,7 +175,8 @@ impl Job<'_> {
                 && self.sides.len() >= self.rows * self.side_stride
                 && layout.padded <= self.stride
                 && layout.padded / run <= self.side_stride
-                && w.len() + layout.scale_bytes >= (n - 1) * w_stride + w_stride.min(layout.panel_bytes())
+                && w.len() >= (n - 1) * w_stride + w_bytes
+                && self.w.panels().len() >= (first + n) * size
                 && outputs.len() > (n - 1) * PANEL
                 && (layout.kind.blocks().is_some() || row_scales.len() >= (first + n) * PANEL)
                 && self.y.len() >= self.rows * layout.out,
