@@ -43,6 +43,7 @@ mod level;
 pub mod linear;
 pub mod logits;
 pub mod norm;
+pub mod packed;
 mod pool;
 pub mod quantize;
 pub mod reference;

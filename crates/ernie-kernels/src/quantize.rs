@@ -75,7 +75,7 @@ pub fn int8_rows(weights: &[f32], in_features: usize, out: &mut [i8], scales: &m
 }
 
 /// `absmax / 127`, rounded to f16 and held inside its positive range unless it is zero.
-fn f16_scale(absmax: f32) -> f32 {
+pub(crate) fn f16_scale(absmax: f32) -> f32 {
     if absmax == 0.0 {
         return 0.0;
     }

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use crate::attention::Heads;
+use crate::packed::{GROUP, Matrix, ROUND, scale_of};
 
 /// `y[t, o] = sum_k x[t, k] w[o, k]` for dense weights.
 pub fn linear(x: &[f32], w: &[f32], in_features: usize, out_features: usize) -> Vec<f32> {
@@ -168,4 +169,39 @@ pub fn attention_backward(
     }
     let narrow = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect();
     (narrow(dq), narrow(dk), narrow(dv))
+}
+
+/// Rows of activations rounded to bytes and multiplied by a packed matrix, by the definition in [`mod@crate::packed`]: every
+/// level's result, bit for bit, and the one twin here that is not in double precision.
+pub fn packed(x: &[f32], w: &Matrix) -> Vec<f32> {
+    let (k, out) = (w.in_features(), w.out_features());
+    let block = w.kind().block().unwrap_or(k.max(1));
+    let run = block.min(GROUP);
+    let mut y = Vec::new();
+    for x in x.chunks_exact(k.max(1)) {
+        let groups = x.chunks(GROUP).map(|group| {
+            let (scale, inverse) = scale_of(group.iter().map(|x| x.to_bits() & 0x7FFF_FFFF).fold(0, u32::max));
+            (scale, group.iter().map(|x| i32::from((x * inverse + ROUND).to_bits() as i8)).collect::<Vec<_>>())
+        });
+        let groups: Vec<(f32, Vec<i32>)> = groups.collect();
+        for o in 0..out {
+            let mut sum = 0.0_f32;
+            for first in (0..k).step_by(run) {
+                let (input_scale, bytes) = &groups[first / GROUP];
+                let bytes = &bytes[first % GROUP..(first % GROUP + run).min(bytes.len())];
+                let dot: i32 = bytes.iter().enumerate().map(|(i, a)| w.integer(o, first + i) * a).sum();
+                if w.kind().block().is_none() {
+                    sum = (dot as f32).mul_add(*input_scale, sum);
+                    continue;
+                }
+                let (scale, minimum) = w.scale(o, first / block);
+                sum = (dot as f32 * scale).mul_add(*input_scale, sum);
+                if w.kind().has_minimum() {
+                    sum = minimum.mul_add(bytes.iter().sum::<i32>() as f32 * input_scale, sum);
+                }
+            }
+            y.push(if w.kind().block().is_none() { sum * w.scale(o, 0).0 } else { sum });
+        }
+    }
+    y
 }

@@ -4,13 +4,12 @@ use super::f16_at;
 
 /// The six-bit scale and minimum of group `j` (of 8) from the 12 bytes that hold them all.
 #[inline(always)]
-fn scale_and_min(packed: &[u8], j: usize) -> (f32, f32) {
-    let (scale, min) = if j < 4 {
+pub(crate) fn scale_and_min(packed: &[u8], j: usize) -> (u8, u8) {
+    if j < 4 {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {
         (packed[j + 4] & 15 | packed[j - 4] >> 6 << 4, packed[j + 4] >> 4 | packed[j] >> 6 << 4)
-    };
-    (f32::from(scale), f32::from(min))
+    }
 }
 
 kernel! {
@@ -22,7 +21,8 @@ kernel! {
             for (pair, (out, q)) in out.as_chunks_mut::<64>().0.iter_mut().zip(b[16..].as_chunks::<32>().0).enumerate() {
                 let (s1, m1) = scale_and_min(&b[4..16], 2 * pair);
                 let (s2, m2) = scale_and_min(&b[4..16], 2 * pair + 1);
-                let (d1, m1, d2, m2) = (d * s1, d_min * m1, d * s2, d_min * m2);
+                let (d1, m1) = (d * f32::from(s1), d_min * f32::from(m1));
+                let (d2, m2) = (d * f32::from(s2), d_min * f32::from(m2));
                 for (out, &q) in out[..32].iter_mut().zip(q) {
                     *out = d1 * f32::from(q & 15) - m1;
                 }
@@ -43,7 +43,8 @@ kernel! {
             for (pair, (out, q)) in out.as_chunks_mut::<64>().0.iter_mut().zip(b[48..].as_chunks::<32>().0).enumerate() {
                 let (s1, m1) = scale_and_min(&b[4..16], 2 * pair);
                 let (s2, m2) = scale_and_min(&b[4..16], 2 * pair + 1);
-                let (d1, m1, d2, m2) = (d * s1, d_min * m1, d * s2, d_min * m2);
+                let (d1, m1) = (d * f32::from(s1), d_min * f32::from(m1));
+                let (d2, m2) = (d * f32::from(s2), d_min * f32::from(m2));
                 for ((out, &q), &h) in out[..32].iter_mut().zip(q).zip(fifth) {
                     *out = d1 * f32::from(q & 15 | (h >> (2 * pair) & 1) << 4) - m1;
                 }

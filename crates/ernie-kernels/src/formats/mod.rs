@@ -7,6 +7,8 @@
 mod k_quants;
 mod simple;
 
+pub(crate) use k_quants::scale_and_min;
+
 /// How the elements of a weight row are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {

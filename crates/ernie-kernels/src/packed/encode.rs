@@ -1,0 +1,136 @@
+//! Rows on their way into panels: floats are rounded, stored integers are moved as they are.
+
+use super::layout::{Blocks, Kind, Row, SUPER, Scales};
+use crate::formats::{self, Format};
+use crate::level::Isa;
+use crate::quantize;
+
+/// Rounds a row of floats into its place; its scale, where rows have one, goes to `row_scale`.
+///
+/// A NaN counts as 0 and an infinity as the end of the grid of the finite weights, as in [`quantize::int8_rows`].
+pub(super) fn floats(isa: Isa, row: &mut Row<'_>, x: &[f32], row_scale: &mut f32, stored: &mut Vec<u8>) {
+    stored.clear();
+    match row.layout.kind {
+        Kind::Int8 => {
+            *row_scale = quantize::f16_scale(quantize::absmax_finite(isa, x));
+            stored.resize(x.len(), 0);
+            if *row_scale != 0.0 {
+                quantize::round_row(isa, x, 1.0 / *row_scale, bytemuck::cast_slice_mut(stored));
+            }
+            stored.iter_mut().for_each(|b| *b ^= 0x80);
+            row.values(0, stored);
+        }
+        Kind::Blocks4(Blocks { elements, minimum: true, scales: Scales::Half }) => {
+            for (block, x) in x.chunks(elements).enumerate() {
+                let (scale, minimum) = scale_and_minimum(x);
+                row.half(block, scale.to_bits(), minimum.to_bits());
+                let (scale, minimum) = (scale.to_f32(), minimum.to_f32());
+                stored.clear();
+                // The cast saturates and sends NaN (also of 0 / 0) to 0.
+                stored.extend(x.iter().map(|&x| (((x - minimum) / scale).round_ties_even() as u8).min(15)));
+                row.values(block * elements, stored);
+            }
+        }
+        // Blocks of ggml are its own numbers; nothing is rounded to them here.
+        kind => panic!("packed: floats are rounded to Int8 or int4, not to {kind:?}"),
+    }
+}
+
+/// The f16 scale and minimum of four-bit values between the least and the largest finite element.
+fn scale_and_minimum(x: &[f32]) -> (half::f16, half::f16) {
+    const MOST: f32 = 65504.0;
+    let finite = || x.iter().copied().filter(|x| x.is_finite()).map(|x| x.clamp(-MOST, MOST));
+    let (least, largest) = (finite().fold(f32::INFINITY, f32::min), finite().fold(f32::NEG_INFINITY, f32::max));
+    if least > largest {
+        return (half::f16::ZERO, half::f16::ZERO);
+    }
+    let minimum = half::f16::from_f32(least);
+    (half::f16::from_f32((largest - minimum.to_f32()) / 15.0), minimum)
+}
+
+/// Moves a stored row into its place, in the kind that [`Kind::of`] gives for the format.
+pub(super) fn stored(row: &mut Row<'_>, format: Format, bytes: &[u8]) {
+    if format == Format::Int8 {
+        let flipped: Vec<u8> = bytes.iter().map(|b| b ^ 0x80).collect();
+        row.values(0, &flipped);
+        return;
+    }
+    for (i, b) in bytes.chunks_exact(format.block_bytes()).enumerate() {
+        let half = |at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
+        match format {
+            Format::Q8_0 => {
+                row.half(i, half(0), 0);
+                let values: [u8; 32] = std::array::from_fn(|j| b[2 + j] ^ 0x80);
+                row.values(i * 32, &values);
+            }
+            Format::Q4_0 => {
+                row.half(i, half(0), 0);
+                row.values(i * 32, &nibbles(&b[2..]));
+            }
+            Format::Q4_1 => {
+                row.half(i, half(0), half(2));
+                row.values(i * 32, &nibbles(&b[4..]));
+            }
+            Format::Q5_0 => {
+                row.half(i, half(0), 0);
+                // Less 16, plus the offset of 128.
+                row.values(i * 32, &fives(&b[2..], 128 - 16));
+            }
+            Format::Q5_1 => {
+                row.half(i, half(0), half(2));
+                row.values(i * 32, &fives(&b[4..], 128));
+            }
+            Format::Q4K | Format::Q5K => k_four_or_five(row, i, b, format == Format::Q5K),
+            Format::Q6K => k_six(row, i, b),
+            Format::F32 | Format::F16 | Format::Bf16 | Format::Int8 => unreachable!("no blocks"),
+        }
+    }
+}
+
+/// The 32 values of 16 bytes: low nibbles first.
+fn nibbles(b: &[u8]) -> [u8; 32] {
+    std::array::from_fn(|j| if j < 16 { b[j] & 15 } else { b[j - 16] >> 4 })
+}
+
+/// The 32 values of 4 bytes of fifth bits and 16 of nibbles, increased by `by`.
+fn fives(b: &[u8], by: u8) -> [u8; 32] {
+    let low = nibbles(&b[4..]);
+    std::array::from_fn(|j| (low[j] | (b[j / 8] >> (j % 8) & 1) << 4) + by)
+}
+
+/// A block of Q4_K or Q5_K, as in [`mod@crate::formats`].
+fn k_four_or_five(row: &mut Row<'_>, i: usize, b: &[u8], five: bool) {
+    let half = |at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
+    // The minimum is taken off, so it is stored negated.
+    row.upper(i, half(0), half(2) ^ 0x8000);
+    let quarters = if five { &b[48..] } else { &b[16..] };
+    for group in 0..8 {
+        let (scale, minimum) = formats::scale_and_min(&b[4..16], group);
+        row.sub(i * 8 + group, scale as i8, minimum as i8);
+        let q = &quarters[group / 2 * 32..][..32];
+        let values: [u8; 32] = std::array::from_fn(|j| {
+            let low = if group % 2 == 0 { q[j] & 15 } else { q[j] >> 4 };
+            if five { (low | (b[16 + j] >> group & 1) << 4) + 128 } else { low }
+        });
+        row.values(i * SUPER + group * 32, &values);
+    }
+}
+
+/// A block of Q6_K, as in [`mod@crate::formats`].
+fn k_six(row: &mut Row<'_>, i: usize, b: &[u8]) {
+    row.upper(i, u16::from_le_bytes([b[208], b[209]]), 0);
+    for group in 0..16 {
+        row.sub(i * 16 + group, b[192 + group] as i8, 0);
+        let (in_half, first) = (group % 8, group * 16 % 128);
+        let low = &b[64 * (group / 8)..][..64];
+        let high = &b[128 + 32 * (group / 8)..][..32];
+        let quarter = in_half / 2;
+        let values: [u8; 16] = std::array::from_fn(|j| {
+            let j = first + j;
+            let nibble = low[32 * (quarter % 2) + j % 32] >> (4 * (quarter / 2)) & 15;
+            // Less 32, plus the offset of 128.
+            (nibble | (high[j % 32] >> (2 * quarter) & 3) << 4) + 96
+        });
+        row.values(i * SUPER + group * 16, &values);
+    }
+}

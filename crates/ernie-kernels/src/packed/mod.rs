@@ -1,0 +1,50 @@
+//! Products with packed integer weights: rows of floats times a matrix that was repacked once, when it was loaded.
+//!
+//! Input rows are rounded to bytes in groups on the fly ([`Activations`]), weights are bytes or nibbles in panels of 16 outputs
+//! ([`Matrix`]), and the processor multiplies bytes. One panel format serves one row and hundreds.
+//!
+//! # Definition
+//!
+//! Let a *run* be `S = min(block, GROUP)` consecutive elements of a row, `block` being what shares a weight scale (a whole row
+//! for [`Kind::Int8`]). In run `r` the weight is `d[r] * q + m[r]` with an integer `q`, the activation `s[r] * a` with an
+//! integer `a`. With `dot[r] = Σ q a`, an exact i32, an output is, over `r` from first to last, starting from zero,
+//!
+//! * [`Kind::Int8`]: `sum = fma(dot[r], s[r], sum)`, and at the end `y = sum * d`;
+//! * blocks: `sum = fma(dot[r] * d[r], s[r], sum)`, then, with minimums, `sum = fma(m[r], Σa * s[r], sum)`; `y = sum`.
+//!
+//! Each product, fma and conversion is rounded once. Nothing in it knows the number of rows, the level, the threads or the kernel:
+//! all of them give the same bits, the plain twin [`crate::reference::packed`] included. For each output the error against exact
+//! weights and activations is at most `Σ |w| s / 2` from rounding the activations, and a few units in the last place.
+//!
+//! # Offset
+//!
+//! `vpdpbusd` multiplies unsigned by signed bytes. Weights are stored with an offset that makes them unsigned, and the accumulator of
+//! a run starts at minus the offset times the sum of the run's activations, which is known: the offset costs nothing.
+//!
+//! ```
+//! use ernie_kernels::packed::{Activations, Builder, Kind, Product, multiply};
+//!
+//! let weights = [1.0_f32, 2.0, 3.0, -1.0, 0.5, 0.0];
+//! let mut builder = Builder::new(Kind::Int8, 2, 3);
+//! builder.push(&weights);
+//! let matrix = builder.finish();
+//! let x = Activations::new(&[1.0, 1.0, 2.0], 1, 3);
+//! let mut y = [0.0; 2];
+//! multiply(&x, &mut [Product { rows: 0..1, w: &matrix, y: &mut y }]);
+//! assert!((y[0] - 9.0).abs() < 0.05 && (y[1] + 0.5).abs() < 0.05);
+//! ```
+
+mod activations;
+mod buffer;
+mod encode;
+mod layout;
+mod matrix;
+mod multiply;
+mod tile;
+mod vectors;
+
+pub use activations::{Activations, GROUP};
+pub(crate) use activations::{ROUND, scale_of};
+pub use layout::{Blocks, Kind, Scales};
+pub use matrix::{Builder, Matrix};
+pub use multiply::{Product, multiply};

@@ -1,0 +1,335 @@
+//! The register block: a few rows of input times one or three panels.
+//!
+//! For a run of elements that share all scales the dot product is an exact i32; then
+//! `sum = fma(float(dot) * weight_scale, input_scale, sum)`, run after run along k, and with minimums
+//! `sum = fma(minimum, input_sum, sum)` after it. Where a row has one scale the inner product is absent and the scale multiplies
+//! the sum at the end. It is the same for every block size, so that results do not depend on the rows in a call.
+
+use super::activations::Side;
+use super::vectors::{Plain, Vectors};
+use crate::Level;
+use crate::level::Isa;
+
+/// How a kernel finds weight scales: [`ROW`], [`HALF`] or [`SUB`].
+pub(super) const ROW: u8 = 0;
+/// An f16 a block.
+pub(super) const HALF: u8 = 1;
+/// A byte a block, an f16 a super-block.
+pub(super) const SUB: u8 = 2;
+
+/// Bytes ahead of the reads that weights are asked for: enough to cover the memory's latency, few enough to stay in cache.
+const AHEAD: usize = 2048;
+
+/// One call's operands. Pointers and strides are in elements of their type.
+pub(super) struct Tile {
+    /// The first row's bytes.
+    pub(super) x: *const u8,
+    pub(super) x_stride: usize,
+    /// The first row's sides.
+    pub(super) sides: *const Side,
+    pub(super) side_stride: usize,
+    /// The first panel's weights.
+    pub(super) w: *const u8,
+    pub(super) w_stride: usize,
+    /// The first panel's scales.
+    pub(super) scales: *const u8,
+    pub(super) scales_stride: usize,
+    /// Where sub-scales start after `scales`.
+    pub(super) subs_start: usize,
+    /// One scale an output, for [`ROW`].
+    pub(super) row_scales: *const f32,
+    /// The first output of the first row.
+    pub(super) y: *mut f32,
+    pub(super) y_stride: usize,
+    /// Outputs of the last panel that exist, 1 to 16.
+    pub(super) last: usize,
+    /// Runs in a row, and steps of four elements in a run.
+    pub(super) runs: usize,
+    pub(super) steps: usize,
+    /// Runs in a block and in a super-block, as powers of two.
+    pub(super) block_shift: u32,
+    pub(super) super_shift: u32,
+}
+
+/// # Safety
+/// The processor has the features of `V`; every pointer of `t` may be followed for `M` rows and `N` panels of the sizes given,
+/// and no other thread touches these parts of `y`.
+#[inline(always)]
+unsafe fn tile<
+    V: Vectors,
+    const M: usize,
+    const N: usize,
+    const NIBBLES: bool,
+    const SCALES: u8,
+    const MINIMUM: bool,
+>(
+    t: &Tile,
+) {
+    // SAFETY: by contract; steps, runs and panels stay below the counts that the sizes were made from.
+    unsafe {
+        let mut sums = [[V::splat(0.0); N]; M];
+        let (mut x, mut w) = (t.x, t.w);
+        let each = 1 + MINIMUM as usize;
+        for run in 0..t.runs {
+            let sides = t.sides.add(run);
+            let mut dots: [[V::Ints; N]; M] = std::array::from_fn(|m| {
+                let side = sides.add(m * t.side_stride);
+                [V::ints(match (NIBBLES, MINIMUM) {
+                    (false, _) => (*side).start128,
+                    (true, false) => (*side).start8,
+                    (true, true) => 0,
+                }); N]
+            });
+            if NIBBLES {
+                for _ in 0..t.steps / 2 {
+                    let both: [[V::Weights; 2]; N] = std::array::from_fn(|n| V::nibbles(w.add(n * t.w_stride)));
+                    if N == 1 {
+                        V::prefetch(w.wrapping_add(AHEAD));
+                    }
+                    for (m, dots) in dots.iter_mut().enumerate() {
+                        let (low, high) = (V::input(x.add(m * t.x_stride)), V::input(x.add(m * t.x_stride + 4)));
+                        for (dot, &[w_low, w_high]) in dots.iter_mut().zip(&both) {
+                            *dot = V::dot(V::dot(*dot, w_low, low), w_high, high);
+                        }
+                    }
+                    x = x.add(8);
+                    w = w.add(64);
+                }
+            } else {
+                for _ in 0..t.steps {
+                    let four: [V::Weights; N] = std::array::from_fn(|n| V::weights(w.add(n * t.w_stride)));
+                    if N == 1 {
+                        V::prefetch(w.wrapping_add(AHEAD));
+                    }
+                    for (m, dots) in dots.iter_mut().enumerate() {
+                        let input = V::input(x.add(m * t.x_stride));
+                        for (dot, &w) in dots.iter_mut().zip(&four) {
+                            *dot = V::dot(*dot, w, input);
+                        }
+                    }
+                    x = x.add(4);
+                    w = w.add(64);
+                }
+            }
+            let scales: [[V::Floats; 2]; N] = std::array::from_fn(|n| {
+                let at = t.scales.add(n * t.scales_stride);
+                let block = run >> t.block_shift;
+                match SCALES {
+                    HALF => {
+                        let at = at.add(block * 32 * each);
+                        [V::halves(at), if MINIMUM { V::halves(at.add(32)) } else { V::splat(0.0) }]
+                    }
+                    SUB => {
+                        let upper = at.add((run >> t.super_shift) * 32 * each);
+                        let sub = at.add(t.subs_start + block * 16 * each);
+                        let pair = |i: usize| V::mul(V::halves(upper.add(i * 32)), V::bytes(sub.add(i * 16)));
+                        [pair(0), if MINIMUM { pair(1) } else { V::splat(0.0) }]
+                    }
+                    _ => [V::splat(0.0); 2],
+                }
+            });
+            for (m, (sums, dots)) in sums.iter_mut().zip(&dots).enumerate() {
+                let side = sides.add(m * t.side_stride);
+                for ((sum, &dot), &[scale, minimum]) in sums.iter_mut().zip(dots).zip(&scales) {
+                    let mut dot = V::floats(dot);
+                    if SCALES != ROW {
+                        dot = V::mul(dot, scale);
+                    }
+                    *sum = V::fma(dot, V::splat((*side).scale), *sum);
+                    if MINIMUM {
+                        *sum = V::fma(minimum, V::splat((*side).sum), *sum);
+                    }
+                }
+            }
+        }
+        for (m, sums) in sums.iter().enumerate() {
+            for (n, &sum) in sums.iter().enumerate() {
+                let sum = if SCALES == ROW { V::mul(sum, V::load(t.row_scales.add(n * 16))) } else { sum };
+                V::store(sum, t.y.add(m * t.y_stride + n * 16), if n + 1 == N { t.last } else { 16 });
+            }
+        }
+    }
+}
+
+/// Widens a panel's nibbles into a panel of bytes with an offset of 128.
+///
+/// # Safety
+/// The processor has the features of `V`; `lines * 64` bytes are readable at `from` and twice as many writable at `to`.
+#[inline(always)]
+unsafe fn widen<V: Vectors>(from: *const u8, to: *mut u8, lines: usize, by: u8) {
+    for line in 0..lines {
+        // SAFETY: by contract.
+        unsafe {
+            let [low, high] = V::nibbles(from.add(line * 64));
+            V::prefetch(from.wrapping_add(line * 64 + AHEAD));
+            V::put(low, by, to.add(line * 128));
+            V::put(high, by, to.add(line * 128 + 64));
+        }
+    }
+}
+
+/// A kernel: its contract is [`tile`]'s.
+pub(super) type Kernel = unsafe fn(&Tile);
+
+/// A widening of nibbles: its contract is [`widen`]'s.
+pub(super) type Widen = unsafe fn(*const u8, *mut u8, usize, u8);
+
+/// A kind of panel as the kernels see it.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) nibbles: bool,
+    pub(super) scales: u8,
+    pub(super) minimum: bool,
+}
+
+/// Defines the instances of one level: `$tile` and `$widen` are the generic functions compiled for it.
+macro_rules! instances {
+    ($name:ident, $features:literal, $vectors:ty, $wide:tt) => {
+        mod $name {
+            use super::*;
+
+            /// # Safety
+            /// See [`super::tile`].
+            #[target_feature(enable = $features)]
+            unsafe fn block<const M: usize, const N: usize, const NIBBLES: bool, const SCALES: u8, const MINIMUM: bool>(
+                t: &Tile,
+            ) {
+                // SAFETY: the features are enabled here; the rest is the caller's contract.
+                unsafe { tile::<$vectors, M, N, NIBBLES, SCALES, MINIMUM>(t) }
+            }
+
+            /// # Safety
+            /// See [`super::widen`].
+            #[target_feature(enable = $features)]
+            unsafe fn wide(from: *const u8, to: *mut u8, lines: usize, by: u8) {
+                // SAFETY: the features are enabled here; the rest is the caller's contract.
+                unsafe { super::widen::<$vectors>(from, to, lines, by) }
+            }
+
+            pub(super) fn widen() -> Widen {
+                wide
+            }
+
+            fn rows<const NIBBLES: bool, const SCALES: u8, const MINIMUM: bool>(m: usize, n: usize) -> Kernel {
+                instances!(@rows $wide, m, n, NIBBLES, SCALES, MINIMUM)
+            }
+
+            pub(super) fn kernel(shape: Shape, m: usize, n: usize) -> Kernel {
+                let Shape { nibbles, scales, minimum } = shape;
+                match (nibbles, scales, minimum) {
+                    (false, ROW, _) => rows::<false, ROW, false>(m, n),
+                    (false, HALF, false) => rows::<false, HALF, false>(m, n),
+                    (false, HALF, true) => rows::<false, HALF, true>(m, n),
+                    (false, _, false) => rows::<false, SUB, false>(m, n),
+                    (false, _, true) => rows::<false, SUB, true>(m, n),
+                    (true, HALF, false) => rows::<true, HALF, false>(m, n),
+                    (true, HALF, true) => rows::<true, HALF, true>(m, n),
+                    (true, _, false) => rows::<true, SUB, false>(m, n),
+                    (true, _, true) => rows::<true, SUB, true>(m, n),
+                }
+            }
+        }
+    };
+    (@rows true, $m:ident, $n:ident, $nibbles:ident, $scales:ident, $minimum:ident) => {
+        match ($m, $n) {
+            (1, 1) => block::<1, 1, $nibbles, $scales, $minimum>,
+            (2, 1) => block::<2, 1, $nibbles, $scales, $minimum>,
+            (4, 1) => block::<4, 1, $nibbles, $scales, $minimum>,
+            (8, 1) if !$nibbles => block::<8, 1, false, $scales, $minimum>,
+            (8, 3) if !$nibbles => block::<8, 3, false, $scales, $minimum>,
+            _ => unreachable!("no kernel of {} rows by {} panels", $m, $n),
+        }
+    };
+    (@rows false, $m:ident, $n:ident, $nibbles:ident, $scales:ident, $minimum:ident) => {
+        match ($m, $n) {
+            (1, 1) => block::<1, 1, $nibbles, $scales, $minimum>,
+            (4, 1) => block::<4, 1, $nibbles, $scales, $minimum>,
+            _ => unreachable!("no kernel of {} rows by {} panels", $m, $n),
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+instances!(
+    vnni,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,bmi1,bmi2",
+    super::super::vectors::x86::Wide<true>,
+    true
+);
+#[cfg(target_arch = "x86_64")]
+instances!(
+    wide,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2",
+    super::super::vectors::x86::Wide<false>,
+    false
+);
+#[cfg(target_arch = "x86_64")]
+instances!(pair, "avx2,fma,f16c,bmi1,bmi2", super::super::vectors::x86::Pair, false);
+
+/// As an instance of the levels above, without features.
+mod plain {
+    use super::*;
+
+    pub(super) fn widen() -> Widen {
+        super::widen::<Plain>
+    }
+
+    fn rows<const NIBBLES: bool, const SCALES: u8, const MINIMUM: bool>(m: usize, n: usize) -> Kernel {
+        match (m, n) {
+            (1, 1) => tile::<Plain, 1, 1, NIBBLES, SCALES, MINIMUM>,
+            _ => unreachable!("no kernel of {m} rows by {n} panels"),
+        }
+    }
+
+    pub(super) fn kernel(shape: Shape, m: usize, n: usize) -> Kernel {
+        let Shape { nibbles, scales, minimum } = shape;
+        match (nibbles, scales, minimum) {
+            (false, ROW, _) => rows::<false, ROW, false>(m, n),
+            (false, HALF, false) => rows::<false, HALF, false>(m, n),
+            (false, HALF, true) => rows::<false, HALF, true>(m, n),
+            (false, _, false) => rows::<false, SUB, false>(m, n),
+            (false, _, true) => rows::<false, SUB, true>(m, n),
+            (true, HALF, false) => rows::<true, HALF, false>(m, n),
+            (true, HALF, true) => rows::<true, HALF, true>(m, n),
+            (true, _, false) => rows::<true, SUB, false>(m, n),
+            (true, _, true) => rows::<true, SUB, true>(m, n),
+        }
+    }
+}
+
+/// The rows that blocks of a level hold, the largest first, for one panel and for three.
+pub(super) fn block_rows(isa: Isa) -> (&'static [usize], Option<usize>) {
+    match isa.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni | Level::Avx512Bf16 => (&[8, 4, 2, 1], Some(8)),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx2 => (&[4, 1], None),
+        _ => (&[1], None),
+    }
+}
+
+/// The kernel of a level for `m` rows, one of [`block_rows`], by `n` panels.
+pub(super) fn kernel(isa: Isa, shape: Shape, m: usize, n: usize) -> Kernel {
+    match isa.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni | Level::Avx512Bf16 => vnni::kernel(shape, m, n),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => wide::kernel(shape, m, n),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => pair::kernel(shape, m, n),
+        _ => plain::kernel(shape, m, n),
+    }
+}
+
+/// The widening of nibbles of a level.
+pub(super) fn widening(isa: Isa) -> Widen {
+    match isa.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni | Level::Avx512Bf16 => vnni::widen(),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => wide::widen(),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => pair::widen(),
+        _ => plain::widen(),
+    }
+}
