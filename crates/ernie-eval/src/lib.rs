@@ -1,9 +1,10 @@
-//! How good a model is: tasks, metrics, and the baselines that it must beat.
+//! How good and how fast a model is: tasks, metrics, the baselines that it must beat, and speed beside what a machine allows.
 //!
 //! * [`tasks`] — a small trait and a list; each task turns a model into an [`EvalReport`].
 //! * [`Subject`] — log-likelihoods of given continuations, which all tasks stand on.
 //! * [`metrics`] — means and ratios with their standard errors.
 //! * [`baselines`] — LZMA and a byte n-gram on the same split.
+//! * [`speed`] — reading and writing, measured, and what they need at least.
 //!
 //! Everything runs on the engine of `ernie-serve`, so a score here is the score that a server gives. This crate trains
 //! nothing and prints nothing.
@@ -21,6 +22,7 @@ mod error;
 pub mod metrics;
 mod report;
 mod score;
+pub mod speed;
 pub mod tasks;
 
 pub use error::{Error, ErrorKind, Result};

@@ -40,6 +40,7 @@ pub mod experts;
 pub mod formats;
 pub mod gemm;
 mod level;
+pub mod limits;
 pub mod linear;
 pub mod logits;
 pub mod norm;

@@ -8,6 +8,7 @@ mod environment;
 mod exit;
 mod failure;
 mod interrupt;
+mod machine;
 mod model;
 mod printer;
 mod progress;

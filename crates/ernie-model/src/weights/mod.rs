@@ -16,11 +16,13 @@ pub use ernie_nn::Format;
 
 mod bend;
 mod convert;
+mod quantize;
 mod random;
 mod save;
 mod source;
 mod stored;
 
+pub use quantize::quantize_into;
 pub use save::{SHARD_BYTES, SaveAs, SaveTensor, Values, save, save_into, save_sharded};
 pub use source::Weights;
 pub use stored::Stored;

@@ -137,6 +137,12 @@ impl Engine {
         &self.options
     }
 
+    /// Sets the rows of one forward pass from the next step on, at least 1: whoever measures stops a prompt where it
+    /// wants to look at the clock. Answers that run get their row even where this is less than their number.
+    pub fn set_step_tokens(&mut self, step_tokens: usize) {
+        self.limits.step_tokens = step_tokens.max(1);
+    }
+
     /// Requests in the queue.
     pub fn num_waiting(&self) -> usize {
         self.queue.len()

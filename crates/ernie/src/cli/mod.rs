@@ -8,7 +8,7 @@ pub(crate) mod sampling;
 mod unbuilt;
 
 use crate::{
-    commands::{chat, eval, generate, inspect, logits, score, store, tokenize, train},
+    commands::{bench, chat, eval, generate, inspect, logits, quantize, score, store, tokenize, train},
     exit::Exit,
     failure::{Failure, Result},
     quickstart,
@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Eval(eval::Args),
     Score(score::Args),
     Logits(logits::Args),
+    Bench(bench::Args),
+    Quantize(quantize::Args),
     /// Text to ids, ids to text, and a new byte-level BPE tokenizer
     #[command(before_help = "Example:\n  echo 'The quick brown fox' | ernie tokenize encode runs/quickstart")]
     Tokenize {

@@ -45,6 +45,17 @@ enum WeightsForm {
 }
 
 impl WeightsOption {
+    /// The form's name, as it is typed.
+    pub(crate) fn name(self) -> &'static str {
+        match self.weights {
+            WeightsForm::Native => "native",
+            WeightsForm::F32 => "f32",
+            WeightsForm::Bf16 => "bf16",
+            WeightsForm::Int8 => "int8",
+            WeightsForm::Int4 => "int4",
+        }
+    }
+
     /// The form asked for.
     pub(crate) fn get(self) -> crate::failure::Result<WeightsAs> {
         Ok(match self.weights {

@@ -6,16 +6,14 @@ const COMMANDS: &[(&str, &str)] = &[
     ("serve", "the HTTP server"),
     ("merge", "an adapter merged into its model"),
     ("upcycle", "a dense model turned into experts"),
-    ("quantize", "a quantised checkpoint"),
     ("prune", "a pruned checkpoint"),
     ("convert", "a checkpoint in another format"),
     ("report", "runs as one HTML page"),
-    ("bench", "speed against the machine's limits"),
     ("plan", "memory, speed and cost of a model on given hardware"),
     ("claims", "the article's claims and what was measured"),
 ];
 
-const FLAGS: &[(&str, &str)] = &[("--adapter", "LoRA adapters")];
+const FLAGS: &[(&str, &str)] = &[("--adapter", "LoRA adapters"), ("--compare", "load on two servers in turn")];
 
 /// What a command that is still to come will do.
 pub(super) fn command(name: &str) -> Option<&'static str> {

@@ -1,10 +1,12 @@
 //! One file a command: its arguments, what it does, what it prints.
 
+pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod quantize;
 pub(crate) mod score;
 pub(crate) mod store;
 pub(crate) mod tokenize;
@@ -15,7 +17,7 @@ use crate::{
     environment,
     exit::Exit,
     failure::{Failure, Result},
-    interrupt,
+    interrupt, machine,
     printer::Printer,
     quickstart,
 };
@@ -35,6 +37,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
     log();
     threads(&cli.global)?;
     let printer = Printer::new(cli.global.quiet);
+    let workers = machine::threads(cli.global.threads);
     match cli.command {
         Command::Quickstart(args) => quickstart::run(&args, &printer),
         Command::Chat(args) => chat::run(&args, &printer),
@@ -44,6 +47,8 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Eval(args) => eval::run(&args, &printer),
         Command::Score(args) => score::run(&args, &printer),
         Command::Logits(args) => logits::run(&args, &printer),
+        Command::Bench(args) => bench::run(&args, workers, &printer),
+        Command::Quantize(args) => quantize::run(&args, &printer),
         Command::Tokenize { action } => tokenize::run(&action, &printer),
         Command::Pull(args) => store::pull(&args, &printer),
         Command::List(args) => store::list(&args, &printer),

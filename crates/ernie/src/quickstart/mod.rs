@@ -4,7 +4,6 @@
 //! made in a hidden folder beside the final one and takes its place at the end, so an interrupted
 //! quickstart never harms an earlier one.
 
-mod machine;
 mod measure;
 mod samples;
 mod training;

@@ -1,9 +1,9 @@
 //! What a quickstart leaves: the folder, put in place at the end, and the report in it.
 
-use super::{Findings, machine};
+use super::Findings;
 use crate::{
     failure::{Failure, Result},
-    printer,
+    machine, printer,
     report::{self, Bar, Report, SizeRow, Tile},
 };
 use serde_json::json;
@@ -150,6 +150,7 @@ fn page(f: &Findings) -> Report {
             "LZMA: compressed size of training and held-out text together less that of the training text. 5-gram: interpolated Witten–Bell over bytes, counted on the training text.".to_owned(),
             "Every figure on this page was measured in this run.".to_owned(),
         ],
+        ..Report::default()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A training run as one HTML page: no script, no outside asset, readable on a phone and on a desk.
+//! A run as one HTML page: no script, no outside asset, readable on a phone and on a desk.
 //!
 //! [`Report`] is plain data; [`render`] turns it into the page. Plots are inline SVG drawn twice,
 //! for narrow and for wide screens, so that their text stays readable without a script. Whatever
@@ -9,6 +9,7 @@ mod curve;
 mod heat;
 mod html;
 mod plot;
+mod sweep;
 
 use html::escape;
 use std::fmt::Write;
@@ -36,6 +37,8 @@ pub(crate) struct Report {
     pub(crate) sizes: Vec<SizeRow>,
     /// What was said about the 8-bit comparison.
     pub(crate) sizes_note: String,
+    /// Speeds over something that was varied, beside what the machine allows.
+    pub(crate) sweeps: Vec<Sweep>,
     /// Text the model wrote.
     pub(crate) samples: Vec<Sample>,
     /// The resolved recipe, TOML.
@@ -86,6 +89,30 @@ pub(crate) struct SizeRow {
     pub(crate) after: String,
     /// The change, `−74 %`.
     pub(crate) change: String,
+}
+
+/// A speed at several values of one setting.
+#[derive(Clone, Debug)]
+pub(crate) struct Sweep {
+    /// The heading: `Reading a prompt`.
+    pub(crate) heading: String,
+    /// What is drawn, a sentence.
+    pub(crate) sentence: String,
+    /// The setting that was varied: `prompt tokens`.
+    pub(crate) axis: String,
+    /// Its values, rising.
+    pub(crate) points: Vec<SweepPoint>,
+}
+
+/// One value of the setting, and tokens a second there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SweepPoint {
+    /// The setting's value.
+    pub(crate) at: u64,
+    /// What was measured.
+    pub(crate) measured: f64,
+    /// What the machine allows.
+    pub(crate) limit: f64,
 }
 
 /// One text the model wrote.
@@ -144,6 +171,9 @@ pub(crate) fn render(report: &Report) -> String {
     }
     if !r.sizes.is_empty() {
         html::section(&mut body, "Before and after 8 bits", &r.sizes_note, &sizes_table(&r.sizes));
+    }
+    for sweep in r.sweeps.iter().filter(|sweep| !sweep.points.is_empty()) {
+        html::section(&mut body, &sweep.heading, &sweep.sentence, &sweep::figure(sweep));
     }
     if !r.samples.is_empty() {
         html::section(
@@ -234,6 +264,15 @@ mod tests {
                 after: "11 MB".to_owned(),
                 change: "−73 %".to_owned(),
             }],
+            sweeps: vec![Sweep {
+                heading: "Reading".to_owned(),
+                sentence: String::new(),
+                axis: "prompt tokens".to_owned(),
+                points: vec![
+                    SweepPoint { at: 16, measured: 55.0, limit: 120.0 },
+                    SweepPoint { at: 512, measured: f64::NAN, limit: 130.0 },
+                ],
+            }],
             samples: vec![Sample { prompt: "Once".to_owned(), text: " <script>alert(1)</script>".to_owned() }],
             recipe: "seed = 1 # <b>".to_owned(),
             machine: vec![("cpu".to_owned(), "some \"cpu\"".to_owned())],
@@ -264,7 +303,7 @@ mod tests {
     fn every_plot_has_a_title() {
         let page = render(&example());
         let plots = page.matches("<svg").count();
-        assert_eq!(plots, 6);
+        assert_eq!(plots, 8);
         assert_eq!(page.matches("role=\"img\" aria-label=").count(), plots);
     }
 }

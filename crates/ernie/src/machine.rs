@@ -1,4 +1,4 @@
-//! What machine this is, in words, for reports.
+//! What machine this is, in words, and what memory it and this process have.
 
 use std::path::Path;
 
@@ -17,15 +17,36 @@ pub(crate) fn describe() -> Vec<(String, String)> {
     rows
 }
 
-fn cpu_name() -> Option<String> {
+/// The processor's name, where the system tells.
+pub(crate) fn cpu_name() -> Option<String> {
     let text = small_file("/proc/cpuinfo")?;
     let line = text.lines().find(|l| l.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
 fn memory_bytes() -> Option<u64> {
-    let text = small_file("/proc/meminfo")?;
-    let line = text.lines().find(|l| l.starts_with("MemTotal"))?;
+    kibibytes("/proc/meminfo", "MemTotal:")
+}
+
+/// Bytes of memory that new work can have without anything being swapped out.
+pub(crate) fn available_bytes() -> Option<u64> {
+    kibibytes("/proc/meminfo", "MemAvailable:")
+}
+
+/// The most bytes that this process has had in memory so far, mapped files included as far as they were touched.
+pub(crate) fn peak_rss_bytes() -> Option<u64> {
+    kibibytes("/proc/self/status", "VmHWM:")
+}
+
+/// The threads that work is spread over: those asked for, or one a core.
+pub(crate) fn threads(asked: Option<u16>) -> usize {
+    asked.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+}
+
+/// A line such as `MemTotal: 24563120 kB`, in bytes.
+fn kibibytes(file: &str, key: &str) -> Option<u64> {
+    let text = small_file(file)?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
     let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kibibytes * 1024)
 }

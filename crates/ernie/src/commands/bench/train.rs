@@ -1,0 +1,143 @@
+//! Training steps, timed: forward, backward and AdamW on random tokens.
+
+use super::{Args, Compute, limits_json, limits_line, rounded, spread_json};
+use crate::{
+    commands::{COMMIT, VERSION},
+    exit::Exit,
+    failure::{Failure, Result},
+    machine,
+    model::Model,
+    printer::{self, Printer},
+    progress::{Progress, Unit},
+};
+use ernie_data::{Batch, packing::IGNORED};
+use ernie_eval::speed::{Need, Roof, Spread};
+use ernie_kernels::limits::Limits;
+use ernie_model::{Decoder, WeightsAs};
+use ernie_serve::engine::uniform;
+use ernie_train::{optimizer::AdamW, recipe, step};
+use serde_json::json;
+use std::time::Instant;
+
+/// What the comparison with other programs asks for, and no more: no router terms, no clipping, PyTorch's AdamW.
+fn settings() -> (recipe::Objective, recipe::Optimizer) {
+    let objective = recipe::Objective {
+        router_bias_rate: 0.0,
+        router_balance: 0.0,
+        router_z: 0.0,
+        router_orthogonal: 0.0,
+        ..recipe::Objective::default()
+    };
+    let optimizer = recipe::Optimizer {
+        lr: 1e-4,
+        betas: [0.9, 0.999],
+        weight_decay: 0.01,
+        decay: recipe::Decay::All,
+        clip: 0.0,
+        ..recipe::Optimizer::default()
+    };
+    (objective, optimizer)
+}
+
+/// Runs the command.
+pub(super) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit> {
+    if let Some(Compute::Bf16) = args.compute {
+        return Err(Failure::not_built("`--compute bf16` (training in bf16)").hint("f32 is built"));
+    }
+    let rows = args.batch.unwrap_or(8) as usize;
+    let (seq_len, steps) = (args.seq.unwrap_or(512) as usize, args.steps.unwrap_or(5) as usize);
+    let model = Model::find(&args.model)?;
+    let loaded = ernie_model::load(&model.source(args.seed), WeightsAs::F32)?;
+    let decoder = loaded.decoder;
+    let room = decoder.config().max_position_embeddings;
+    if seq_len > room {
+        return Err(Failure::input(format!("--seq {seq_len}: expected at most {room}, the model's context")));
+    }
+    // What lives until the backward pass is at least each layer's inputs; a step that cannot fit is refused, not killed.
+    let width = decoder.config().hidden_size * decoder.config().num_hidden_layers;
+    let least = 4 * (rows * seq_len) as u64 * width as u64;
+    if let Some(free) = machine::available_bytes().filter(|&free| least > free) {
+        let (least, free) = (printer::bytes(least), printer::bytes(free));
+        return Err(Failure::environment(format!(
+            "a step of {rows} rows of {seq_len} tokens takes more than {least}, and {free} are free"
+        ))
+        .hint("fewer rows (--batch) or shorter ones (--seq)"));
+    }
+
+    let (objective, optimizer) = settings();
+    let mut optimizer = AdamW::new(&decoder.parameters(), &optimizer);
+    let lr = 1e-4;
+    let batch = random_batch(&decoder, rows, seq_len, args.seed);
+    let mut progress = Progress::new(*printer, &args.model, Some(steps as u64 + 1), Unit::Items);
+    let (mut rates, mut losses) = (Vec::new(), Vec::new());
+    for number in 0..=steps {
+        let began = Instant::now();
+        let measured = step::accumulate(&decoder, std::slice::from_ref(&batch), &objective)?;
+        optimizer.step(lr, 1.0)?;
+        optimizer.zero_grad();
+        if number > 0 {
+            rates.push((rows * seq_len) as f64 / began.elapsed().as_secs_f64().max(1e-9));
+        }
+        losses.push(measured.loss);
+        progress.at(number as u64 + 1, &format!("loss {:.3}", measured.loss));
+    }
+    progress.finish("");
+    let peak = machine::peak_rss_bytes();
+    let limits = Limits::measure(threads);
+    let roof = Roof { bytes_per_s: limits.read_gb_per_s * 1e9, operations_per_s: limits.f32_gflop_per_s * 1e9 };
+    let allowed = (rows * seq_len) as f64 / Need::training(decoder.config(), rows, seq_len).seconds(&roof);
+    let spread = Spread::of(&rates);
+    let share = spread.median / allowed;
+    let (first, last) = (losses.first().copied().unwrap_or(0.0), losses.last().copied().unwrap_or(0.0));
+
+    if args.json.json {
+        printer.json(&json!({
+            "model": args.model,
+            "compute": "f32",
+            "threads": threads,
+            "batch": rows,
+            "seq": seq_len,
+            "steps": steps,
+            "seed": args.seed,
+            "params": decoder.config().parameters().total,
+            "train_tokens_per_s": spread_json(&spread),
+            "peak_rss_bytes": peak,
+            "loss_first": first,
+            "loss_last": last,
+            "limits": limits_json(&limits),
+            "share_of_limit": rounded(share),
+            "version": VERSION,
+            "commit": COMMIT,
+        }))?;
+        return Ok(Exit::Done);
+    }
+    let parameters = printer::count(decoder.config().parameters().total);
+    printer.line(printer.bold(&format!("{}, {parameters} parameters, training in f32", args.model)))?;
+    let label = |name: &str| printer.faint(&format!("{name:8}"));
+    let whole = |value: f64| printer::exact(value.round() as u64);
+    printer.line(format!(
+        "  {}  {} tokens/s ({} – {}), {:.0} % of {} (f32 arithmetic)",
+        label("steps"),
+        whole(spread.median),
+        whole(spread.p10),
+        whole(spread.p90),
+        100.0 * share,
+        whole(allowed)
+    ))?;
+    printer.line(format!("  {}  {steps} steps of {rows} rows of {seq_len} tokens", label("work")))?;
+    printer.line(format!("  {}  {first:.4} → {last:.4} on the same tokens", label("loss")))?;
+    if let Some(peak) = peak {
+        printer.line(format!("  {}  {} at the peak", label("memory"), printer::bytes(peak)))?;
+    }
+    printer.line(format!("  {}  {}", label("limits"), limits_line(&limits)))?;
+    Ok(Exit::Done)
+}
+
+/// Rows of random ids; each predicts the next, the last of a row nothing.
+fn random_batch(decoder: &Decoder, rows: usize, seq_len: usize, seed: u64) -> Batch {
+    let vocab_size = decoder.config().vocab_size as f64;
+    let ids: Vec<u32> = (0..rows * seq_len).map(|at| (uniform(seed, at as u64) * vocab_size) as u32).collect();
+    let targets =
+        (1..=ids.len()).map(|next| if next % seq_len == 0 { IGNORED } else { i64::from(ids[next]) }).collect();
+    Batch { ids, targets, lengths: vec![seq_len; rows], rows, seq_len, places: Vec::new() }
+}

@@ -1,0 +1,117 @@
+//! `bench` from outside: the fields that scripts rely on, and mistakes. No test asks how fast anything is.
+
+mod common;
+
+use common::{bad, good, parity};
+use serde_json::Value;
+use std::fs;
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn is_spread(value: &Value) -> bool {
+    let at = |name: &str| value[name].as_f64().unwrap_or(-1.0);
+    at("p10") > 0.0 && at("p10") <= at("median") && at("median") <= at("p90")
+}
+
+fn check_limits(json: &Value) {
+    let limits = &json["limits"];
+    for name in ["read_gb_per_s", "f32_gflop_per_s"] {
+        assert!(limits[name].as_f64().is_some_and(|x| x > 0.0), "{name}: {json}");
+    }
+    for name in ["bf16_gflop_per_s", "int8_gop_per_s", "cpu"] {
+        assert!(limits.get(name).is_some(), "{name}: {json}");
+    }
+    assert!(limits["threads"].as_u64().is_some_and(|n| n > 0), "{json}");
+}
+
+#[test]
+fn a_model_is_measured_beside_the_limits() {
+    let at = folder();
+    let moe = parity("moe").display().to_string();
+    let args = ["bench", &moe, "--prompt-tokens", "16", "--gen-tokens", "4", "--batch", "3", "--repeat", "2"];
+    let json = good(at.path(), &[&args[..], &["--context", "9", "--weights", "int8", "--json"]].concat()).json();
+    assert!(is_spread(&json["prefill_tokens_per_s"]) && is_spread(&json["decode_tokens_per_s"]), "{json}");
+    for name in ["weight_bytes", "kv_bytes"] {
+        assert!(json[name].as_u64().is_some_and(|n| n > 0), "{name}: {json}");
+    }
+    assert!(json["peak_rss_bytes"].is_u64() || !cfg!(target_os = "linux"), "{json}");
+    check_limits(&json);
+    for part in ["prefill", "decode"] {
+        assert!(json["share_of_limit"][part].as_f64().is_some_and(|x| x > 0.0), "{json}");
+    }
+    for (name, value) in [("prompt_tokens", 16), ("gen_tokens", 4), ("batch", 3), ("context", 9), ("repeat", 2)] {
+        assert_eq!(json[name], value);
+    }
+    assert_eq!(json["weights"], "int8");
+
+    let people = good(at.path(), &args).out;
+    for word in ["prefill", "decode", "tokens/s", "% of", "limits", "GB/s"] {
+        assert!(people.contains(word), "{word}: {people}");
+    }
+    assert_eq!(fs::read_dir(at.path()).expect("folder").count(), 0);
+}
+
+#[test]
+fn a_page_draws_the_sweeps() {
+    let at = folder();
+    let dense = parity("dense").display().to_string();
+    let args = ["bench", &dense, "--prompt-tokens", "8", "--gen-tokens", "2", "--repeat", "1", "--report", "f.html"];
+    good(at.path(), &args);
+    let page = fs::read_to_string(at.path().join("f.html")).expect("the page");
+    for heading in ["Reading a prompt", "Writing, many sequences", "Writing, long contexts"] {
+        assert!(page.contains(heading), "{heading}");
+    }
+    assert!(!page.contains("NaN") && !page.contains("<script"));
+    let answer = bad(at.path(), &["bench", &dense, "--report", "none/f.html"], 2);
+    assert!(answer.err.contains("none/f.html"), "{}", answer.err);
+}
+
+#[test]
+fn training_steps_are_measured() {
+    let at = folder();
+    let moe = parity("moe").display().to_string();
+    let args = ["bench", &moe, "--train", "--batch", "2", "--seq", "16", "--steps", "3"];
+    let json = good(at.path(), &[&args[..], &["--compute", "f32", "--json"]].concat()).json();
+    assert!(is_spread(&json["train_tokens_per_s"]), "{json}");
+    assert!(json["share_of_limit"].as_f64().is_some_and(|x| x > 0.0), "{json}");
+    assert!(json["loss_last"].as_f64() < json["loss_first"].as_f64(), "{json}");
+    check_limits(&json);
+    let people = good(at.path(), &args).out;
+    assert!(people.contains("tokens/s") && people.contains("loss"), "{people}");
+    let bf16 = bad(at.path(), &["bench", &moe, "--train", "--compute", "bf16"], 2);
+    assert!(bf16.err.contains("bf16") && bf16.err.contains("not built yet"), "{}", bf16.err);
+}
+
+#[test]
+fn mistakes_are_named() {
+    let at = folder();
+    let dense = parity("dense").display().to_string();
+    for (args, says) in [
+        (&["bench"][..], "MODEL"),
+        (&["bench", "nowhere"][..], "nowhere"),
+        (&["bench", &dense, "more"][..], "`more`"),
+        (&["bench", &dense, "--batch", "0"][..], "--batch"),
+        (&["bench", &dense, "--prompt-tokens", "0"][..], "--prompt-tokens"),
+        (&["bench", &dense, "--gen-tokens", "-1"][..], "-1"),
+        (&["bench", &dense, "--context", "99999999"][..], "context"),
+        (&["bench", &dense, "--weights", "int3"][..], "int3"),
+        (&["bench", &dense, "--seq", "8"][..], "--train"),
+        (&["bench", &dense, "--train", "--context", "8"][..], "--context"),
+        (&["bench", &dense, "--train", "--seq", "99999999"][..], "--seq"),
+        (&["bench", "serve", "127.0.0.1:1"][..], "`ernie bench serve`"),
+        (&["bench", "serve", "127.0.0.1:1", "--compare", "127.0.0.1:2"][..], "`--compare`"),
+    ] {
+        let answer = bad(at.path(), args, 2);
+        assert!(answer.err.contains(says), "{args:?}: {}", answer.err);
+    }
+    let serve = bad(at.path(), &["bench", "serve", "127.0.0.1:1"], 2);
+    assert!(serve.err.contains("not built yet"), "{}", serve.err);
+    // More than any machine has: refused with the numbers, not killed.
+    let large = ["bench", "preset:base", "--batch", "64", "--context", "100000", "--repeat", "1"];
+    if cfg!(target_os = "linux") {
+        let answer = bad(at.path(), &large, 3);
+        assert!(answer.err.contains("64 sequences") && answer.err.contains("free"), "{}", answer.err);
+    }
+}
