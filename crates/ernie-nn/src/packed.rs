@@ -50,6 +50,7 @@ enum Numbers {
 /// A matrix `[out, in]` in the kernels' own order.
 pub struct Packed {
     numbers: Numbers,
+    form: Form,
     out_features: usize,
     in_features: usize,
 }
@@ -57,10 +58,7 @@ pub struct Packed {
 impl Packed {
     /// How its numbers are held.
     pub fn form(&self) -> Form {
-        match &self.numbers {
-            Numbers::Float(panels) => Form::Float(panels.float()),
-            Numbers::Integer(matrix) => Form::Integer(matrix.kind()),
-        }
+        self.form
     }
 
     /// The number of rows.
@@ -119,13 +117,14 @@ pub(crate) struct Job<'a> {
 /// Packs a matrix from rows that come a few at a time, so that there is never a second whole copy.
 pub struct Packer {
     numbers: Filling,
+    form: Form,
     filled: usize,
     out_features: usize,
     in_features: usize,
 }
 
 enum Filling {
-    Float(Float, Panels),
+    Float(Panels),
     Integer(Builder),
 }
 
@@ -141,10 +140,10 @@ impl Packer {
             format!("{out_features} rows of {in_features}")
         })?;
         let numbers = match form {
-            Form::Float(float) => Filling::Float(float, Panels::zeros(float, out_features, in_features)),
+            Form::Float(float) => Filling::Float(Panels::zeros(float, out_features, in_features)),
             Form::Integer(kind) => Filling::Integer(Builder::new(kind, out_features, in_features)),
         };
-        Ok(Self { numbers, filled: 0, out_features, in_features })
+        Ok(Self { numbers, form, filled: 0, out_features, in_features })
     }
 
     /// Takes the next rows, rounding them to nearest.
@@ -154,7 +153,7 @@ impl Packer {
     pub fn push(&mut self, rows: &[f32]) -> Result<()> {
         let count = self.check(rows.len() / self.in_features, rows.len().is_multiple_of(self.in_features))?;
         match &mut self.numbers {
-            Filling::Float(_, panels) => panels.pack(self.filled, rows),
+            Filling::Float(panels) => panels.pack(self.filled, rows),
             Filling::Integer(builder) => builder.push(rows),
         }
         self.filled += count;
@@ -168,14 +167,11 @@ impl Packer {
     pub fn push_stored(&mut self, format: Format, bytes: &[u8], scales: Option<&[f32]>) -> Result<()> {
         let row = format.row_bytes(self.in_features).filter(|&row| row > 0);
         let row = row.ok_or_else(|| Error::shape("packed", format!("rows of {} {format:?}", self.in_features)))?;
-        let own = match &self.numbers {
-            Filling::Float(float, _) => Form::of(format) == Form::Float(*float),
-            Filling::Integer(builder) => Form::of(format) == Form::Integer(builder.kind()),
-        };
+        let own = Form::of(format) == self.form;
         let scaled = scales.map(<[f32]>::len) == (format == Format::Int8).then_some(bytes.len() / row);
         let count = self.check(bytes.len() / row, bytes.len().is_multiple_of(row) && own && scaled)?;
         match &mut self.numbers {
-            Filling::Float(_, panels) => panels.pack_stored(self.filled, bytes),
+            Filling::Float(panels) => panels.pack_stored(self.filled, bytes),
             Filling::Integer(builder) => builder.push_rows(&Rows {
                 format,
                 bytes,
@@ -200,12 +196,12 @@ impl Packer {
     /// # Errors
     /// [`Error::Shape`] if rows are missing.
     pub fn finish(self) -> Result<Packed> {
-        let Self { numbers, filled, out_features, in_features } = self;
+        let Self { numbers, form, filled, out_features, in_features } = self;
         ensure(filled == out_features, "packed", || format!("{filled} of {out_features} rows"))?;
         let numbers = match numbers {
-            Filling::Float(_, panels) => Numbers::Float(panels),
+            Filling::Float(panels) => Numbers::Float(panels),
             Filling::Integer(builder) => Numbers::Integer(builder.finish()),
         };
-        Ok(Packed { numbers, out_features, in_features })
+        Ok(Packed { numbers, form, out_features, in_features })
     }
 }
