@@ -3,6 +3,7 @@
 use super::layout::{Blocks, Kind, Row, SUPER, Scales};
 use crate::formats::{self, Format};
 use crate::level::Isa;
+use crate::packed::ROUND;
 use crate::quantize;
 
 /// Rounds a row of floats into its place; its scale, where rows have one, goes to `row_scale`.
@@ -21,13 +22,11 @@ pub(super) fn floats(isa: Isa, row: &mut Row<'_>, x: &[f32], row_scale: &mut f32
             row.values(0, stored);
         }
         Kind::Blocks4(Blocks { elements, minimum: true, scales: Scales::Half }) => {
+            stored.resize(elements, 0);
             for (block, x) in x.chunks(elements).enumerate() {
-                let (scale, minimum) = scale_and_minimum(x);
-                row.half(block, scale.to_bits(), minimum.to_bits());
-                let (scale, minimum) = (scale.to_f32(), minimum.to_f32());
-                stored.clear();
-                // The cast saturates and sends NaN (also of 0 / 0) to 0.
-                stored.extend(x.iter().map(|&x| (((x - minimum) / scale).round_ties_even() as u8).min(15)));
+                let stored = &mut stored[..x.len()];
+                let (scale, minimum) = int4(isa, x, stored);
+                row.half(block, scale, minimum);
                 row.values(block * elements, stored);
             }
         }
@@ -36,16 +35,37 @@ pub(super) fn floats(isa: Isa, row: &mut Row<'_>, x: &[f32], row_scale: &mut f32
     }
 }
 
-/// The f16 scale and minimum of four-bit values between the least and the largest finite element.
-fn scale_and_minimum(x: &[f32]) -> (half::f16, half::f16) {
-    const MOST: f32 = 65504.0;
-    let finite = || x.iter().copied().filter(|x| x.is_finite()).map(|x| x.clamp(-MOST, MOST));
-    let (least, largest) = (finite().fold(f32::INFINITY, f32::min), finite().fold(f32::NEG_INFINITY, f32::max));
-    if least > largest {
-        return (half::f16::ZERO, half::f16::ZERO);
+kernel! {
+    /// Rounds a group to `0..=15` times a scale plus a minimum, whose f16 bits it gives.
+    fn int4(x: &[f32], stored: &mut [u8]) -> (u16, u16) {
+        const MOST: f32 = 65504.0;
+        let (mut least, mut largest) = ([f32::INFINITY; 16], [f32::NEG_INFINITY; 16]);
+        for x in x.chunks(16) {
+            for (l, &x) in x.iter().enumerate() {
+                // Comparisons pass over NaN, the bounds over the infinities.
+                least[l] = if x < least[l] && x >= f32::MIN { x } else { least[l] };
+                largest[l] = if x > largest[l] && x <= f32::MAX { x } else { largest[l] };
+            }
+        }
+        let least = least.into_iter().fold(f32::INFINITY, f32::min).clamp(-MOST, MOST);
+        let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max).clamp(-MOST, MOST);
+        if least > largest {
+            stored.fill(0);
+            return (0, 0);
+        }
+        let minimum = half::f16::from_f32(least);
+        let scale = half::f16::from_f32((largest - minimum.to_f32()) / 15.0);
+        let (from, wide) = (minimum.to_f32(), scale.to_f32());
+        let inverse = if wide > 0.0 { 1.0 / wide } else { 0.0 };
+        for (stored, &x) in stored.iter_mut().zip(x) {
+            let steps = (x - from) * inverse;
+            // NaN goes to 0 as what is below the grid does.
+            let steps = if steps > 0.0 { steps } else { 0.0 };
+            let steps = if steps < 15.0 { steps } else { 15.0 };
+            *stored = (steps + ROUND).to_bits() as u8 & 15;
+        }
+        (scale.to_bits(), minimum.to_bits())
     }
-    let minimum = half::f16::from_f32(least);
-    (half::f16::from_f32((largest - minimum.to_f32()) / 15.0), minimum)
 }
 
 /// Moves a stored row into its place, in the kind that [`Kind::of`] gives for the format.

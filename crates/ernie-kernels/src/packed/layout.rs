@@ -212,17 +212,28 @@ pub(super) struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// Writes stored values (with their offset) from element `k` on, a multiple of four.
+    /// Writes stored values (with their offset) from element `k` on, a multiple of eight.
     pub(super) fn values(&mut self, k: usize, stored: &[u8]) {
-        for (i, four) in stored.chunks(4).enumerate() {
-            let (at, shift) = self.layout.place(self.output, k + 4 * i);
-            let bytes = &mut self.panel[at..at + four.len()];
-            if self.layout.kind.nibbles() {
-                for (byte, &value) in bytes.iter_mut().zip(four) {
-                    *byte = *byte & !(15 << shift) | value << shift;
+        let nibbles = self.layout.kind.nibbles();
+        let (start, _) = self.layout.place(self.output, k);
+        let mut lines = self.panel[start..].chunks_mut(64);
+        let (whole, tail) = stored.as_chunks::<8>();
+        let mut last = [0; 8];
+        last[..tail.len()].copy_from_slice(tail);
+        for eight in whole.iter().chain((!tail.is_empty()).then_some(&last)) {
+            let [a, b, c, d, rest @ ..] = *eight;
+            let (low, high) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes(rest));
+            let mut put = |four: u32| {
+                if let Some(line) = lines.next() {
+                    line[..4].copy_from_slice(&four.to_le_bytes());
                 }
+            };
+            if nibbles {
+                // No byte exceeds 15, so none is shifted into its neighbour.
+                put(low | high << 4);
             } else {
-                bytes.copy_from_slice(four);
+                put(low);
+                put(high);
             }
         }
     }

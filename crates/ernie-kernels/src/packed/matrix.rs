@@ -125,7 +125,9 @@ impl Builder {
         let layout = Layout::new(kind, out, k);
         let scales = if kind == Kind::Int8 { layout.panels() * PANEL } else { 0 };
         let panels = Buffer::zeros(layout.panels() * layout.panel_bytes());
-        Builder { matrix: Matrix { layout, panels, row_scales: vec![0.0; scales] }, filled: 0, non_finite: 0 }
+        // Rows of nothing need not be brought.
+        let filled = if k == 0 { out } else { 0 };
+        Builder { matrix: Matrix { layout, panels, row_scales: vec![0.0; scales] }, filled, non_finite: 0 }
     }
 
     /// Rows still to come.
@@ -158,6 +160,9 @@ impl Builder {
     pub fn push_rows(&mut self, rows: &Rows<'_>) {
         let row_bytes = rows.check();
         let layout = self.matrix.layout;
+        if layout.k == 0 && rows.in_features == 0 {
+            return;
+        }
         assert!(
             rows.in_features == layout.k && rows.out_features <= self.missing(),
             "packed: {} rows of {} where {} of {} are missing",
@@ -168,7 +173,7 @@ impl Builder {
         );
         let (isa, start, end) = (Isa::current(), self.filled, self.filled + rows.out_features);
         self.filled = end;
-        if rows.out_features == 0 || layout.k == 0 {
+        if rows.out_features == 0 {
             return;
         }
         let panels = start / PANEL..end.div_ceil(PANEL);
