@@ -17,21 +17,30 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ and VL: 512-bit vectors.
     Avx512,
+    /// And AVX-512 VNNI: dot products of four bytes with no intermediate rounding or saturation.
+    Avx512Vnni,
+    /// And AVX-512 BF16: dot products of pairs of bfloat16.
+    Avx512Bf16,
 }
 
 impl Level {
-    /// The name used in settings and reports: `scalar`, `avx2` or `avx512`.
+    /// All levels, in rising order; each has everything that those before it have.
+    pub const ALL: [Level; 5] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16];
+
+    /// The name used in settings and reports: `scalar`, `avx2`, `avx512`, `avx512vnni` or `avx512bf16`.
     pub fn name(self) -> &'static str {
         match self {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Avx512Vnni => "avx512vnni",
+            Level::Avx512Bf16 => "avx512bf16",
         }
     }
 
     /// The level of that name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Level::Scalar, Level::Avx2, Level::Avx512].into_iter().find(|level| level.name() == name)
+        Level::ALL.into_iter().find(|level| level.name() == name)
     }
 }
 
@@ -88,9 +97,11 @@ fn detect() -> Level {
     use std::arch::is_x86_feature_detected as has;
     let avx2 = has!("avx2") && has!("fma") && has!("f16c") && has!("bmi1") && has!("bmi2");
     let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
-    match (avx2, avx512) {
-        (true, true) => Level::Avx512,
-        (true, false) => Level::Avx2,
+    match (avx2, avx512, has!("avx512vnni"), has!("avx512bf16")) {
+        (true, true, true, true) => Level::Avx512Bf16,
+        (true, true, true, false) => Level::Avx512Vnni,
+        (true, true, false, _) => Level::Avx512,
+        (true, false, _, _) => Level::Avx2,
         _ => Level::Scalar,
     }
 }
@@ -106,16 +117,14 @@ pub fn level() -> Level {
         return level;
     }
     match FORCED.load(Ordering::Relaxed) {
-        1 => Level::Scalar,
-        2 => Level::Avx2,
-        3 => Level::Avx512,
-        _ => best(),
+        0 => best(),
+        code => Level::ALL[usize::from(code) - 1],
     }
 }
 
 /// The levels that this processor has, in rising order.
 pub fn supported_levels() -> Vec<Level> {
-    [Level::Scalar, Level::Avx2, Level::Avx512].into_iter().filter(|&level| level <= best()).collect()
+    Level::ALL.into_iter().filter(|&level| level <= best()).collect()
 }
 
 /// Forces a level for the whole process; `None` gives the choice back to detection.
@@ -126,9 +135,7 @@ pub fn set_level(level: Option<Level>) -> Result<(), Unsupported> {
     let code = match level {
         None => 0,
         Some(level) if level > best() => return Err(Unsupported(level)),
-        Some(Level::Scalar) => 1,
-        Some(Level::Avx2) => 2,
-        Some(Level::Avx512) => 3,
+        Some(level) => level as u8 + 1,
     };
     FORCED.store(code, Ordering::Relaxed);
     Ok(())
@@ -165,9 +172,17 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for level in [Level::Scalar, Level::Avx2, Level::Avx512] {
+        for level in Level::ALL {
             assert_eq!(Level::from_name(level.name()), Some(level));
         }
         assert_eq!(Level::from_name("neon"), None);
+    }
+
+    #[test]
+    fn the_list_of_levels_rises_and_numbers_them() {
+        assert!(Level::ALL.windows(2).all(|pair| pair[0] < pair[1]));
+        assert!(Level::ALL.iter().enumerate().all(|(i, &level)| level as usize == i));
+        let here = supported_levels();
+        assert_eq!(here, Level::ALL[..here.len()]);
     }
 }

@@ -29,7 +29,7 @@ impl Shape {
         }
         match isa.level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => of::<std::arch::x86_64::__m512>(k),
+            Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => of::<std::arch::x86_64::__m512>(k),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => of::<crate::lanes::x86::Pair>(k),
             _ => of::<Plain>(k),
