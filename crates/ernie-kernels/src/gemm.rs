@@ -1,79 +1,13 @@
-//! Dense products of f32 matrices in any orientation, for gradients and for long training batches.
+//! Dense products of f32 matrices in any orientation, for gradients.
 //!
-//! These run on the `gemm` crate. For a given shape and number of threads the result is always the same; unlike
-//! [`crate::linear`] the order of a sum may depend on the shape as a whole, so nothing that must agree between one row and
-//! many rows may come here.
+//! Each element of a result is one chain of fused multiply-adds in the order of the inner dimension, begun at zero or at what
+//! was there. So a row gives the same bits alone and among others, at any number of threads, as in [`crate::linear`].
 
-use crate::pool;
+use std::ops::Range;
 
-/// Products below this many multiplications are done on the calling thread.
-const SERIAL: usize = 64 * 64 * 64;
-
-/// A matrix by its strides: element `(r, c)` is at `r * rows + c * columns`.
-#[derive(Clone, Copy)]
-struct Strides {
-    rows: usize,
-    columns: usize,
-}
-
-#[allow(clippy::too_many_arguments, clippy::many_single_char_names)] // The names of the matrix product.
-fn product(
-    a: &[f32],
-    sa: Strides,
-    b: &[f32],
-    sb: Strides,
-    c: &mut [f32],
-    m: usize,
-    k: usize,
-    n: usize,
-    accumulate: bool,
-) {
-    let sized = |x: usize, y: usize, len: usize| x.checked_mul(y) == Some(len);
-    assert!(
-        sized(m, k, a.len()) && sized(k, n, b.len()) && sized(m, n, c.len()),
-        "gemm: {m}x{k} by {k}x{n} with {}, {} and {} elements",
-        a.len(),
-        b.len(),
-        c.len()
-    );
-    if c.is_empty() {
-        return;
-    }
-    if k == 0 {
-        if !accumulate {
-            c.fill(0.0);
-        }
-        return;
-    }
-    let small = m.saturating_mul(n).saturating_mul(k) <= SERIAL;
-    let threads = if small { 1 } else { pool::threads() };
-    let parallelism = if threads == 1 { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(threads) };
-    // SAFETY: the assertion above makes every element that the strides reach lie inside its slice (a slice has at most
-    // `isize::MAX` bytes, so the casts hold), and `c` is borrowed exclusively. `c` is initialised, read or not.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.as_mut_ptr(),
-            1,
-            n as isize,
-            accumulate,
-            a.as_ptr(),
-            sa.columns as isize,
-            sa.rows as isize,
-            b.as_ptr(),
-            sb.columns as isize,
-            sb.rows as isize,
-            1.0_f32,
-            1.0_f32,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
-}
+use crate::level::Isa;
+use crate::packed::float_blocks::{Left, Shape, product};
+use crate::packed::float_pack;
 
 /// `c = a · b`, added to `c` when `accumulate`.
 ///
@@ -82,9 +16,9 @@ fn product(
 ///
 /// # Panics
 /// When a length does not fit.
-#[allow(clippy::many_single_char_names)]
+#[allow(clippy::many_single_char_names)] // The names of the matrix product.
 pub fn nn(a: &[f32], b: &[f32], c: &mut [f32], m: usize, k: usize, n: usize, accumulate: bool) {
-    product(a, Strides { rows: k, columns: 1 }, b, Strides { rows: n, columns: 1 }, c, m, k, n, accumulate);
+    by_columns(Left::Rows(a), b, c, Shape { m, k, n }, accumulate);
 }
 
 /// `c = a · bᵀ`, added to `c` when `accumulate`.
@@ -96,7 +30,14 @@ pub fn nn(a: &[f32], b: &[f32], c: &mut [f32], m: usize, k: usize, n: usize, acc
 /// When a length does not fit.
 #[allow(clippy::many_single_char_names)]
 pub fn nt(a: &[f32], b: &[f32], c: &mut [f32], m: usize, k: usize, n: usize, accumulate: bool) {
-    product(a, Strides { rows: k, columns: 1 }, b, Strides { rows: 1, columns: k }, c, m, k, n, accumulate);
+    check(b, k, n);
+    let isa = Isa::current();
+    let bytes: &[u8] = bytemuck::cast_slice(b);
+    let pack = |ks: Range<usize>, columns: Range<usize>, panel: &mut [f32]| {
+        let from = &bytes[(columns.start * k + ks.start) * 4..];
+        float_pack::rows(isa, from, k, columns.len(), ks.len(), panel);
+    };
+    product(isa, Left::Rows(a), Shape { m, k, n }, pack, c, accumulate, |_, _, _| ());
 }
 
 /// `c = aᵀ · b`, added to `c` when `accumulate`.
@@ -108,5 +49,20 @@ pub fn nt(a: &[f32], b: &[f32], c: &mut [f32], m: usize, k: usize, n: usize, acc
 /// When a length does not fit.
 #[allow(clippy::many_single_char_names)]
 pub fn tn(a: &[f32], b: &[f32], c: &mut [f32], m: usize, k: usize, n: usize, accumulate: bool) {
-    product(a, Strides { rows: 1, columns: m }, b, Strides { rows: n, columns: 1 }, c, m, k, n, accumulate);
+    by_columns(Left::Columns(a), b, c, Shape { m, k, n }, accumulate);
+}
+
+/// The product with `b: [k, n]`.
+fn by_columns(a: Left<'_>, b: &[f32], c: &mut [f32], shape: Shape, accumulate: bool) {
+    let Shape { k, n, .. } = shape;
+    check(b, k, n);
+    let isa = Isa::current();
+    let pack = |ks: Range<usize>, columns: Range<usize>, panel: &mut [f32]| {
+        float_pack::columns(isa, &b[ks.start * n + columns.start..], n, columns.len(), ks.len(), panel);
+    };
+    product(isa, a, shape, pack, c, accumulate, |_, _, _| ());
+}
+
+fn check(b: &[f32], k: usize, n: usize) {
+    assert!(k.checked_mul(n) == Some(b.len()), "gemm: right side {k}x{n} with {} elements", b.len());
 }

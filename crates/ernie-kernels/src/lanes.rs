@@ -2,7 +2,7 @@
 //!
 //! A kernel generic over [`Lanes`] is instantiated inside a `#[target_feature]` function (see `with_lanes!`), into which all of
 //! these always-inlined methods disappear. Outside such a function they would be slow, not wrong on a processor that has the
-//! features. Sums are folded in the tree of [`crate::simd::fold`], so all levels agree up to the fusing of multiply and add.
+//! features. No sum runs across lanes, so all levels agree up to the fusing of multiply and add.
 
 use crate::formats::f16_bits_to_f32;
 
@@ -12,10 +12,6 @@ use crate::formats::f16_bits_to_f32;
 /// Every method demands that the processor has the features of the implementing type; those with pointers also that the
 /// stated number of elements may be read or written there. No pointer needs alignment.
 pub(crate) trait Lanes: Copy {
-    /// Input rows (at most 6) of a dot-product block, as many as keep its sums in registers.
-    const DOT_ROWS: usize;
-    /// Weight rows (4 or 2) of a dot-product block.
-    const DOT_COLUMNS: usize;
     /// Rows (at most 6) of an outer-product block.
     const OUTER_ROWS: usize;
     /// Vectors (4 or 1) across an outer-product block.
@@ -29,21 +25,16 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store(self, at: *mut f32);
     /// `self * b + c`.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
-    /// The sum of the lanes.
-    unsafe fn fold(self) -> f32;
     /// Reads 16 bfloat16 as floats.
+    #[allow(dead_code, reason = "for rows of a cache")]
     unsafe fn load_bf16(at: *const u8) -> Self;
-    /// Reads 16 half-precision floats.
-    unsafe fn load_f16(at: *const u8) -> Self;
     /// Reads 16 signed bytes.
+    #[allow(dead_code, reason = "for rows of a cache")]
     unsafe fn load_i8(at: *const u8) -> Self;
-
-    /// The sums of four.
-    #[inline(always)]
-    unsafe fn fold4(v: [Self; 4]) -> [f32; 4] {
-        // SAFETY: as this method's own contract.
-        unsafe { [v[0].fold(), v[1].fold(), v[2].fold(), v[3].fold()] }
-    }
+    /// Reads 16 pairs of bfloat16 as floats: the firsts of the pairs, and the seconds.
+    unsafe fn load_bf16_pairs(at: *const u8) -> [Self; 2];
+    /// Reads 16 pairs of half-precision floats: the firsts of the pairs, and the seconds.
+    unsafe fn load_f16_pairs(at: *const u8) -> [Self; 2];
 
     /// Writes the transpose of 16 rows to 16 rows; rows are `from` and `to` elements apart.
     #[inline(always)]
@@ -84,8 +75,6 @@ pub(crate) trait Lanes: Copy {
 pub(crate) struct Plain([f32; 16]);
 
 impl Lanes for Plain {
-    const DOT_ROWS: usize = 1;
-    const DOT_COLUMNS: usize = 2;
     const OUTER_ROWS: usize = 2;
     const OUTER_COLUMNS: usize = 1;
 
@@ -117,11 +106,6 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    unsafe fn fold(self) -> f32 {
-        crate::simd::fold(self.0)
-    }
-
-    #[inline(always)]
     unsafe fn load_bf16(at: *const u8) -> Self {
         // SAFETY: 32 bytes are readable by contract.
         let bytes = unsafe { at.cast::<[[u8; 2]; 16]>().read_unaligned() };
@@ -129,17 +113,24 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    unsafe fn load_f16(at: *const u8) -> Self {
-        // SAFETY: 32 bytes are readable by contract.
-        let bytes = unsafe { at.cast::<[[u8; 2]; 16]>().read_unaligned() };
-        Plain(bytes.map(|b| f16_bits_to_f32(u16::from_le_bytes(b))))
-    }
-
-    #[inline(always)]
     unsafe fn load_i8(at: *const u8) -> Self {
         // SAFETY: 16 bytes are readable by contract.
         let bytes = unsafe { at.cast::<[i8; 16]>().read_unaligned() };
         Plain(bytes.map(f32::from))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(at: *const u8) -> [Self; 2] {
+        // SAFETY: 64 bytes are readable by contract.
+        let pairs = unsafe { at.cast::<[[u8; 4]; 16]>().read_unaligned() }.map(u32::from_le_bytes);
+        [Plain(pairs.map(|p| f32::from_bits(p << 16))), Plain(pairs.map(|p| f32::from_bits(p & 0xFFFF_0000)))]
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16_pairs(at: *const u8) -> [Self; 2] {
+        // SAFETY: 64 bytes are readable by contract.
+        let pairs = unsafe { at.cast::<[[u8; 4]; 16]>().read_unaligned() }.map(u32::from_le_bytes);
+        [Plain(pairs.map(|p| f16_bits_to_f32(p as u16))), Plain(pairs.map(|p| f16_bits_to_f32((p >> 16) as u16)))]
     }
 }
 
@@ -157,8 +148,6 @@ pub(crate) mod x86 {
     pub(crate) struct Pair(__m256, __m256);
 
     impl Lanes for Pair {
-        const DOT_ROWS: usize = 3;
-        const DOT_COLUMNS: usize = 2;
         const OUTER_ROWS: usize = 6;
         const OUTER_COLUMNS: usize = 1;
 
@@ -196,17 +185,6 @@ pub(crate) mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn fold(self) -> f32 {
-            // SAFETY: see the module.
-            unsafe {
-                let eight = _mm256_add_ps(self.0, self.1);
-                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-            }
-        }
-
-        #[inline(always)]
         unsafe fn load_bf16(at: *const u8) -> Self {
             // SAFETY: see the module.
             unsafe {
@@ -219,14 +197,6 @@ pub(crate) mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn load_f16(at: *const u8) -> Self {
-            // SAFETY: see the module.
-            unsafe {
-                Pair(_mm256_cvtph_ps(_mm_loadu_si128(at.cast())), _mm256_cvtph_ps(_mm_loadu_si128(at.add(16).cast())))
-            }
-        }
-
-        #[inline(always)]
         unsafe fn load_i8(at: *const u8) -> Self {
             // SAFETY: see the module.
             unsafe {
@@ -234,11 +204,36 @@ pub(crate) mod x86 {
                 Pair(widen(at), widen(at.add(8)))
             }
         }
+
+        #[inline(always)]
+        unsafe fn load_bf16_pairs(at: *const u8) -> [Self; 2] {
+            // SAFETY: see the module.
+            unsafe {
+                let (a, b) = (_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast()));
+                let first = |p| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(p));
+                let second = |p| _mm256_castsi256_ps(_mm256_and_si256(p, _mm256_set1_epi32(0xFFFF_0000_u32 as i32)));
+                [Pair(first(a), first(b)), Pair(second(a), second(b))]
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16_pairs(at: *const u8) -> [Self; 2] {
+            // SAFETY: see the module.
+            unsafe {
+                let (a, b) = (_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast()));
+                // The low halves of eight lanes, side by side: no saturation, as both halves are below 2^16.
+                let narrow = |p| {
+                    let packed = _mm256_packus_epi32(p, p);
+                    _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b1000>(packed)))
+                };
+                let first = |p| narrow(_mm256_and_si256(p, _mm256_set1_epi32(0xFFFF)));
+                let second = |p| narrow(_mm256_srli_epi32::<16>(p));
+                [Pair(first(a), first(b)), Pair(second(a), second(b))]
+            }
+        }
     }
 
     impl Lanes for __m512 {
-        const DOT_ROWS: usize = 6;
-        const DOT_COLUMNS: usize = 4;
         const OUTER_ROWS: usize = 6;
         const OUTER_COLUMNS: usize = 4;
 
@@ -273,34 +268,6 @@ pub(crate) mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn fold(self) -> f32 {
-            // SAFETY: see the module.
-            unsafe {
-                let eight = _mm256_add_ps(_mm512_castps512_ps256(self), _mm512_extractf32x8_ps::<1>(self));
-                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn fold4([a, b, c, d]: [Self; 4]) -> [f32; 4] {
-            // The same tree for all four at once: quarters 2 apart, then 1 apart, then lanes 2 and 1 apart within a quarter.
-            // SAFETY: see the module.
-            unsafe {
-                let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
-                let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xEE>(c, d));
-                let four = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xDD>(ab, cd));
-                let two = _mm512_add_ps(four, _mm512_permute_ps::<0x4E>(four));
-                let one = _mm512_add_ps(two, _mm512_permute_ps::<0xB1>(two));
-                let firsts = _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, one));
-                let mut out = [0.0_f32; 4];
-                _mm_storeu_ps(out.as_mut_ptr(), firsts);
-                out
-            }
-        }
-
-        #[inline(always)]
         unsafe fn load_bf16(at: *const u8) -> Self {
             // SAFETY: see the module.
             unsafe {
@@ -310,15 +277,29 @@ pub(crate) mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn load_f16(at: *const u8) -> Self {
-            // SAFETY: see the module.
-            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
-        }
-
-        #[inline(always)]
         unsafe fn load_i8(at: *const u8) -> Self {
             // SAFETY: see the module.
             unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16_pairs(at: *const u8) -> [Self; 2] {
+            // SAFETY: see the module.
+            unsafe {
+                let pairs = _mm512_loadu_si512(at.cast());
+                let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xFFFF_0000_u32 as i32));
+                [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(second)]
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16_pairs(at: *const u8) -> [Self; 2] {
+            // SAFETY: see the module.
+            unsafe {
+                let pairs = _mm512_loadu_si512(at.cast());
+                let second = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(pairs));
+                [_mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs)), _mm512_cvtph_ps(second)]
+            }
         }
 
         #[inline(always)]

@@ -172,28 +172,63 @@ fn int8_products_match_their_floats() {
 
 #[test]
 fn gradient_products_match_the_twin() {
-    let mut random = Random(8);
-    for case in 0..80 {
-        let big = if case % 8 == 0 { 90 } else { 20 };
-        let (m, k, n) = (random.between(0, big), random.between(0, big), random.between(0, big));
-        let (a, b) = (random.floats(m * k), random.floats(k * n));
-        let start = random.floats(m * n);
-        for accumulate in [false, true] {
-            let check = |c: &[f32], expected: Vec<f32>, name: &str| {
-                let expected: Vec<f32> =
-                    expected.iter().zip(&start).map(|(e, s)| if accumulate { e + s } else { *e }).collect();
-                close(c, &expected, 3e-5, 1e-5, &format!("{name} {m}x{k}x{n}"));
-            };
-            let fresh = || if accumulate { start.clone() } else { vec![f32::NAN; m * n] };
-            let mut c = fresh();
-            gemm::nn(&a, &b, &mut c, m, k, n, accumulate);
-            check(&c, reference::product(m, k, n, |i, l| a[i * k + l], |l, j| b[l * n + j]), "nn");
-            let mut c = fresh();
-            gemm::nt(&a, &b, &mut c, m, k, n, accumulate);
-            check(&c, reference::product(m, k, n, |i, l| a[i * k + l], |l, j| b[j * k + l]), "nt");
-            let mut c = fresh();
-            gemm::tn(&a, &b, &mut c, m, k, n, accumulate);
-            check(&c, reference::product(m, k, n, |i, l| a[l * m + i], |l, j| b[l * n + j]), "tn");
+    each_level(|level| {
+        let mut random = Random(8);
+        for case in 0..60 {
+            let big = if case % 8 == 0 { 90 } else { 20 };
+            let shape = (random.between(0, big), random.between(0, big), random.between(0, big));
+            let (m, k, n) = if case == 59 { (310, 530, 420) } else { shape };
+            let (a, b) = (random.floats(m * k), random.floats(k * n));
+            let start = random.floats(m * n);
+            for accumulate in [false, true] {
+                let check = |c: &[f32], expected: Vec<f32>, name: &str| {
+                    let expected: Vec<f32> =
+                        expected.iter().zip(&start).map(|(e, s)| if accumulate { e + s } else { *e }).collect();
+                    close(c, &expected, 5e-5, 1e-5, &format!("{name} {m}x{k}x{n} at {level}"));
+                };
+                let fresh = || if accumulate { start.clone() } else { vec![f32::NAN; m * n] };
+                let mut c = fresh();
+                gemm::nn(&a, &b, &mut c, m, k, n, accumulate);
+                check(&c, reference::product(m, k, n, |i, l| a[i * k + l], |l, j| b[l * n + j]), "nn");
+                let mut c = fresh();
+                gemm::nt(&a, &b, &mut c, m, k, n, accumulate);
+                check(&c, reference::product(m, k, n, |i, l| a[i * k + l], |l, j| b[j * k + l]), "nt");
+                let mut c = fresh();
+                gemm::tn(&a, &b, &mut c, m, k, n, accumulate);
+                check(&c, reference::product(m, k, n, |i, l| a[l * m + i], |l, j| b[l * n + j]), "tn");
+            }
         }
-    }
+    });
+}
+
+#[test]
+fn gradient_products_have_one_order_of_sums_at_any_number_of_threads() {
+    let transpose = |a: &[f32], columns: usize| -> Vec<f32> {
+        (0..a.len()).map(|i| a[i % (a.len() / columns) * columns + i / (a.len() / columns)]).collect()
+    };
+    each_level(|level| {
+        let mut random = Random(9);
+        let (m, k, n) = (203, 600, 330);
+        let (a, b) = (random.floats(m * k), random.floats(k * n));
+        let (at, bt) = (transpose(&a, k), transpose(&b, n));
+        let mut expected = vec![0.0; m * n];
+        linear::forward(&a, &Rows::from_f32(&bt, n, k), &mut expected);
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let isa = |f: &mut (dyn FnMut() + Send)| ernie_kernels::with_level(level, f).unwrap();
+            let mut c = vec![0.0; 3 * m * n];
+            let (nn, rest) = c.split_at_mut(m * n);
+            let (nt, tn) = rest.split_at_mut(m * n);
+            pool.install(|| {
+                isa(&mut || {
+                    gemm::nn(&a, &b, nn, m, k, n, false);
+                    gemm::nt(&a, &bt, nt, m, k, n, false);
+                    gemm::tn(&at, &b, tn, m, k, n, false);
+                });
+            });
+            for (name, c) in ["nn", "nt", "tn"].iter().zip(c.chunks_exact(m * n)) {
+                same(c, &expected, &format!("{name} at {level} on {threads}"));
+            }
+        }
+    });
 }

@@ -1,4 +1,6 @@
-//! Products with packed integer weights: rows of floats times a matrix that was repacked once, when it was loaded.
+//! Products with packed weights: rows of floats times a matrix that was repacked once, when it was loaded.
+//!
+//! [`mod@float`] holds floats ([`Panels`]); the rest of this module holds integers ([`Matrix`]).
 //!
 //! Input rows are rounded to bytes in groups on the fly ([`Activations`]), weights are bytes or nibbles in panels of 16 outputs
 //! ([`Matrix`]), and the processor multiplies bytes. One panel format serves one row and hundreds.
@@ -37,6 +39,10 @@
 mod activations;
 mod buffer;
 mod encode;
+pub mod float;
+pub(crate) mod float_blocks;
+pub(crate) mod float_pack;
+mod float_tile;
 mod layout;
 mod matrix;
 mod multiply;
@@ -45,6 +51,7 @@ mod vectors;
 
 pub use activations::{Activations, GROUP};
 pub(crate) use activations::{ROUND, scale_of};
+pub use float::{Float, Panels};
 pub use layout::{Blocks, Kind, Scales};
 pub use matrix::{Builder, Matrix};
 pub use multiply::{Product, multiply};
