@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use ernie_serve::engine::{
     Engine, EngineOptions, Event, FinishReason, Generate, Request, RequestId, Sampling, Verdict, Watcher, Work,
 };
-use support::{FakeModel, Ledger, VOCAB, greedy, logits_after};
+use support::{FakeModel, Ledger, VOCAB, greedy_of, logits_after};
 
 fn engine(options: EngineOptions) -> (Engine, Arc<Mutex<Ledger>>) {
     let (model, ledger) = FakeModel::new(64, &[2]);
@@ -19,9 +19,9 @@ fn tokens(max_tokens: usize) -> Generate {
     Generate { max_tokens, ignore_eos: true, ..Generate::default() }
 }
 
-fn seeded(max_tokens: usize, seed: u64) -> Generate {
-    let sampling = Sampling { temperature: 1.0, top_p: 0.9, seed: Some(seed), ..Sampling::default() };
-    Generate { sampling, ..tokens(max_tokens) }
+/// The greedy answer to `prompt`, ignoring end-of-sequence.
+fn greedy(prompt: &[u32], tokens: usize) -> Vec<u32> {
+    greedy_of(prompt, tokens, usize::MAX)
 }
 
 /// Runs until idle; answers and reasons by request.

@@ -55,12 +55,7 @@ pub(crate) fn logits_after(ids: &[u32]) -> Vec<f32> {
         .collect()
 }
 
-/// The greedy answer to `prompt`, ignoring end-of-sequence.
-pub(crate) fn greedy(prompt: &[u32], tokens: usize) -> Vec<u32> {
-    greedy_of(prompt, tokens, usize::MAX)
-}
-
-/// The same of a model that sees `memory` ids back.
+/// The greedy answer to `prompt` of a model that sees `memory` ids back, ignoring end-of-sequence.
 pub(crate) fn greedy_of(prompt: &[u32], tokens: usize, memory: usize) -> Vec<u32> {
     let mut ids = prompt.to_vec();
     for _ in 0..tokens {
