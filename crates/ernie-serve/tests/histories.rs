@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use ernie_serve::engine::{Engine, EngineOptions, Event, FinishReason, Generate, Request, RequestId, Sampling, Stats};
 use proptest::prelude::*;
-use support::{BLOCK, FakeModel, VOCAB, greedy_of};
+use support::{BLOCK, FakeModel, VOCAB, greedy_of, logits_after};
 
 const CONTEXT: usize = 64;
 
@@ -16,9 +16,23 @@ const CONTEXT: usize = 64;
 enum Act {
     Generate { prompt: Vec<u32>, max_tokens: usize, seed: Option<u64>, priority: i32 },
     Score { prompt: Vec<u32>, continuation: Vec<u32> },
+    Logits { prompt: Vec<u32> },
     Cancel(usize),
     Forget,
     Step,
+}
+
+impl Act {
+    fn request(&self) -> Request {
+        match self.clone() {
+            Self::Generate { prompt, max_tokens, seed, priority } => {
+                Request::generate(prompt, generate(max_tokens, seed)).with_priority(priority)
+            }
+            Self::Score { prompt, continuation } => Request::score(prompt, continuation),
+            Self::Logits { prompt } => Request::logits(prompt),
+            Self::Cancel(_) | Self::Forget | Self::Step => unreachable!("no request"),
+        }
+    }
 }
 
 /// Prompts that often begin alike, and often repeat themselves.
@@ -35,6 +49,7 @@ fn acts() -> impl Strategy<Value = Act> {
         9 => (prompts(), 1usize..20, prop::option::of(any::<u64>()), -1i32..3)
             .prop_map(|(prompt, max_tokens, seed, priority)| Act::Generate { prompt, max_tokens, seed, priority }),
         3 => (prompts(), continuation).prop_map(|(prompt, continuation)| Act::Score { prompt, continuation }),
+        1 => prompts().prop_map(|prompt| Act::Logits { prompt }),
         4 => any::<prop::sample::Index>().prop_map(|at| Act::Cancel(at.index(1000))),
         1 => Just(Act::Forget),
         20 => Just(Act::Step),
@@ -53,22 +68,26 @@ fn plain() -> EngineOptions {
     EngineOptions { prefix_cache_bytes: 0, draft_tokens: 0, ..EngineOptions::default() }
 }
 
-/// The answer alone, one row a step, nothing shared and nothing guessed.
-fn alone(prompt: &[u32], max_tokens: usize, seed: Option<u64>, memory: usize) -> Vec<u32> {
-    if seed.is_none() {
-        return greedy_of(prompt, max_tokens, memory);
-    }
+/// The request alone, nothing shared and nothing guessed: its tokens or scores.
+fn alone(request: Request, memory: usize) -> (Vec<u32>, Vec<TokenScore>) {
     let mut engine = Engine::with_model(FakeModel::with_memory(CONTEXT, &[], memory).0, plain()).unwrap();
-    engine.submit(Request::generate(prompt.to_vec(), generate(max_tokens, seed))).unwrap();
-    let mut answer = Vec::new();
+    engine.submit(request).unwrap();
+    let (mut answer, mut scores) = (Vec::new(), Vec::new());
     while !engine.is_idle() {
         for event in engine.step().unwrap() {
-            if let Event::Token { id, .. } = event {
-                answer.push(id);
+            match event {
+                Event::Token { id, .. } => answer.push(id),
+                Event::Scored { tokens, .. } => scores = tokens,
+                _ => {}
             }
         }
     }
-    answer
+    (answer, scores)
+}
+
+/// The logits at each position of a prompt.
+fn all_logits(prompt: &[u32], memory: usize) -> Vec<f32> {
+    (1..=prompt.len()).flat_map(|end| logits_after(&prompt[end.saturating_sub(memory)..end])).collect()
 }
 
 /// Runs a history to its end; what the engine has done.
@@ -77,19 +96,15 @@ fn run(options: EngineOptions, memory: usize, history: Vec<Act>) -> Result<Stats
     let mut engine = Engine::with_model(model, options.clone()).unwrap();
     let mut asked: BTreeMap<RequestId, Act> = BTreeMap::new();
     let mut answers: BTreeMap<RequestId, Vec<u32>> = BTreeMap::new();
+    let mut scores: BTreeMap<RequestId, Vec<TokenScore>> = BTreeMap::new();
+    let mut logits: BTreeMap<RequestId, Vec<f32>> = BTreeMap::new();
     let mut open: Vec<RequestId> = Vec::new();
     let mut cancelled: HashSet<RequestId> = HashSet::new();
     let end = std::iter::repeat_n(Act::Step, 20_000);
     for act in history.into_iter().chain(end) {
         match &act {
-            Act::Generate { prompt, max_tokens, seed, priority } => {
-                let request = Request::generate(prompt.clone(), generate(*max_tokens, *seed));
-                let id = engine.submit(request.with_priority(*priority)).unwrap();
-                asked.insert(id, act);
-                open.push(id);
-            }
-            Act::Score { prompt, continuation } => {
-                let id = engine.submit(Request::score(prompt.clone(), continuation.clone())).unwrap();
+            Act::Generate { .. } | Act::Score { .. } | Act::Logits { .. } => {
+                let id = engine.submit(act.request()).unwrap();
                 asked.insert(id, act);
                 open.push(id);
             }
@@ -111,15 +126,16 @@ fn run(options: EngineOptions, memory: usize, history: Vec<Act>) -> Result<Stats
                     prop_assert!(open.contains(&id), "an event after the end");
                     match event {
                         Event::Token { id: token, .. } => answers.entry(id).or_default().push(token),
-                        Event::Scored { tokens, .. } => {
-                            prop_assert!(tokens.iter().all(|t| t.logprob < 0.0));
-                            answers.insert(id, tokens.iter().map(|t| t.id).collect());
+                        Event::Scored { tokens, .. } => prop_assert!(scores.insert(id, tokens).is_none()),
+                        Event::Logits { first, rows, .. } => {
+                            let all = logits.entry(id).or_default();
+                            prop_assert_eq!(first * VOCAB, all.len(), "a row is missing or comes twice");
+                            all.extend(rows);
                         }
                         Event::Finished { reason, .. } => {
                             prop_assert_eq!(reason == FinishReason::Cancelled, cancelled.contains(&id));
                             open.retain(|&other| other != id);
                         }
-                        Event::Logits { .. } => prop_assert!(false),
                     }
                 }
             }
@@ -138,14 +154,17 @@ fn run(options: EngineOptions, memory: usize, history: Vec<Act>) -> Result<Stats
         let answer = answers.remove(id).unwrap_or_default();
         match act {
             Act::Generate { prompt, max_tokens, seed, .. } => {
-                let full = alone(prompt, *max_tokens, *seed, memory);
+                let full = match seed {
+                    Some(_) => alone(act.request(), memory).0,
+                    None => greedy_of(prompt, *max_tokens, memory),
+                };
                 let expect = if cancelled.contains(id) { &full[..answer.len()] } else { &full[..] };
                 prop_assert_eq!(&answer[..], expect);
             }
-            Act::Score { continuation, .. } if !cancelled.contains(id) => {
-                prop_assert_eq!(&answer, continuation);
-            }
-            _ => {}
+            _ if cancelled.contains(id) => {}
+            Act::Score { .. } => prop_assert_eq!(scores.remove(id), Some(alone(act.request(), memory).1)),
+            Act::Logits { prompt } => prop_assert_eq!(logits.remove(id), Some(all_logits(prompt, memory))),
+            Act::Cancel(_) | Act::Forget | Act::Step => {}
         }
     }
     Ok(stats)

@@ -53,6 +53,12 @@ pub trait Model: Send {
     fn block_bytes(&self) -> u64 {
         0
     }
+    /// What one row more costs in a pass of `rows` rows, in tokens that the same time would have given (0 to 1), where
+    /// the model knows. With `None` the engine measures it, to decide whether trying guesses pays.
+    fn row_cost(&self, rows: usize) -> Option<f64> {
+        let _ = rows;
+        None
+    }
     /// Runs the batch, puts its rows into their blocks and hands over the wanted logits.
     ///
     /// A row's logits must be the same bits whatever else is in the batch and however a prompt is cut into chunks.

@@ -42,7 +42,7 @@ impl Engine {
             return;
         }
         let rows = self.running.iter().map(|job| job.rows() - job.fed).sum();
-        let cost = self.pace.cost(rows);
+        let cost = self.model.row_cost(rows).unwrap_or_else(|| self.pace.cost(rows));
         self.running.iter_mut().for_each(|job| job.guess(most, cost));
     }
 

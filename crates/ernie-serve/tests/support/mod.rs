@@ -87,6 +87,10 @@ impl Model for FakeModel {
         1
     }
 
+    fn row_cost(&self, _rows: usize) -> Option<f64> {
+        Some(0.1)
+    }
+
     fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> ernie_serve::Result<()> {
         let mut ledger = self.ledger.lock().unwrap();
         assert!(!batch.ids.is_empty(), "an empty pass costs time for nothing");
