@@ -6,8 +6,9 @@
 //!
 //! Each kernel is one safe body compiled several times, for AVX-512, for AVX2 with FMA, and for the plain instruction set
 //! ([`Level`]); the level is chosen once at run time and can be forced ([`set_level`], [`with_level`]) so that tests reach
-//! every level that the machine has. The matrix products alone are written by hand ([`packed`]). Beside all of them stands
-//! [`mod@reference`], the same mathematics as plain loops, against which the tests compare.
+//! every level that the machine has. The matrix products alone are written by hand: [`linear`] for weights as they are stored,
+//! [`packed`] for integer weights repacked when they are loaded. Beside all of them stands [`mod@reference`], the same
+//! mathematics as plain loops, against which the tests compare.
 //!
 //! Two rules hold everywhere. A result does not depend on the number of threads. And the order of a sum over the inner
 //! dimension, or over cache positions, depends on that dimension and on the absolute position only, so that a row gives the

@@ -128,7 +128,7 @@ fn extremes_are_exact() {
     for (rows, out, k) in [(1, 16, 128), (9, 48, 4096), (20, 49, 1024)] {
         // All weights and activations at the ends of their grids, of one sign and of both.
         for signs in [false, true] {
-            let end = |random: &mut Random| if signs && random.next() % 2 == 0 { -1.0 } else { 1.0 };
+            let end = |random: &mut Random| if signs && random.next().is_multiple_of(2) { -1.0 } else { 1.0 };
             let weights: Vec<f32> = (0..out * k).map(|_| end(&mut random)).collect();
             let x: Vec<f32> = (0..rows * k).map(|_| -3e38 * end(&mut random)).collect();
             let small: Vec<f32> = x.iter().map(|x| x * 1e-38 * 1e-30).collect();

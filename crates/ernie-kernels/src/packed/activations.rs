@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::buffer::Scratch;
+use super::rounding;
 use crate::level::Isa;
 use crate::pool;
 
@@ -14,9 +15,6 @@ pub const GROUP: usize = 32;
 
 /// Padding of a row of bytes: whole groups, blocks and super-blocks of every kind of weights.
 const UNIT: usize = super::layout::SUPER;
-
-/// A group whose largest magnitude is below this counts as zeros: the reciprocal of its scale would leave the range of f32.
-const TINY: f32 = 7.703_72e-34; // 2^-110
 
 /// What a kernel needs to know about a run of bytes besides the bytes.
 #[derive(Clone, Copy, Debug, Default, bytemuck::Zeroable, bytemuck::Pod)]
@@ -107,64 +105,10 @@ impl<'a> Activations<'a> {
                 let some = bytes.chunks_exact_mut(stride).zip(sides.chunks_exact_mut(side_stride));
                 for (i, (bytes, sides)) in some.enumerate() {
                     let bytes = bytemuck::cast_slice_mut(&mut bytes[..padded]);
-                    quantize_row(isa, &x[(first + i) * k..][..k], bytes, &mut sides[..padded / run], run);
+                    rounding::row(isa, &x[(first + i) * k..][..k], bytes, &mut sides[..padded / run], run);
                 }
             });
             Quantized { memory, rows, stride, side_stride }
         })
-    }
-}
-
-/// The scale of a group and its reciprocal, from the bits of its largest magnitude.
-#[inline(always)]
-pub(crate) fn scale_of(top: u32) -> (f32, f32) {
-    let largest = f32::from_bits(top);
-    if top >= f32::INFINITY.to_bits() {
-        (f32::NAN, 0.0)
-    } else if largest < TINY {
-        (0.0, 0.0)
-    } else {
-        (largest / 127.0, 127.0 / largest)
-    }
-}
-
-/// Added to a float of magnitude below 2^22 it rounds it to the nearest integer, ties to even, and leaves that in the low bits.
-pub(crate) const ROUND: f32 = 12_582_912.0;
-
-kernel! {
-    fn quantize_row(x: &[f32], bytes: &mut [i8], sides: &mut [Side], run: usize) {
-        let sides = sides.chunks_mut(GROUP / run);
-        for (g, (bytes, sides)) in bytes.as_chunks_mut::<GROUP>().0.iter_mut().zip(sides).enumerate() {
-            let mut padded = [0.0_f32; GROUP];
-            let rest = x.get(g * GROUP..).unwrap_or(&[]);
-            let x = if let Some(whole) = rest.first_chunk::<GROUP>() {
-                whole
-            } else {
-                padded[..rest.len()].copy_from_slice(rest);
-                &padded
-            };
-            let mut lanes = [0_u32; 16];
-            for x in x.as_chunks::<16>().0 {
-                for l in 0..16 {
-                    // As integers the bits of magnitudes order as magnitudes do, infinities and NaN above all.
-                    lanes[l] = lanes[l].max(x[l].to_bits() & 0x7FFF_FFFF);
-                }
-            }
-            let (scale, inverse) = scale_of(lanes.into_iter().fold(0, u32::max));
-            let mut sums = [0_i32; GROUP / 16];
-            for ((x, bytes), sum) in x.as_chunks::<16>().0.iter().zip(bytes.as_chunks_mut::<16>().0).zip(&mut sums) {
-                let mut total = 0_i32;
-                for l in 0..16 {
-                    let q = (x[l] * inverse + ROUND).to_bits() as i8;
-                    bytes[l] = q;
-                    total += i32::from(q);
-                }
-                *sum = total;
-            }
-            for (side, sums) in sides.iter_mut().zip(sums.chunks(run / 16)) {
-                let sum: i32 = sums.iter().sum();
-                *side = Side { scale, sum: sum as f32 * scale, start128: -128 * sum, start8: -8 * sum };
-            }
-        }
     }
 }

@@ -46,12 +46,13 @@ mod float_tile;
 mod layout;
 mod matrix;
 mod multiply;
+mod rounding;
 mod tile;
 mod vectors;
 
 pub use activations::{Activations, GROUP};
-pub(crate) use activations::{ROUND, scale_of};
 pub use float::{Float, Panels};
 pub use layout::{Blocks, Kind, Scales};
 pub use matrix::{Builder, Matrix};
 pub use multiply::{Product, multiply};
+pub(crate) use rounding::{ROUND, scale_of};

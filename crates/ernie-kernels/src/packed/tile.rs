@@ -297,7 +297,7 @@ mod plain {
     }
 }
 
-/// The rows that blocks of a level hold, the largest first, for one panel and for three.
+/// The rows that blocks of a level hold: by one panel, the largest first, and by three panels if there is such a block.
 pub(super) fn block_rows(isa: Isa) -> (&'static [usize], Option<usize>) {
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
