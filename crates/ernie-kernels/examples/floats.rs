@@ -3,7 +3,8 @@
 //! Run with: `cargo run --release -p ernie-kernels --example floats`
 //!
 //! Prints GFLOP/s and the share of the multiply-add peak for the shapes of the 0.3B model and of training, then GB/s of one
-//! row by weights larger than the last-level cache, beside a reader that prefetches, the two in turns. Medians.
+//! row by weights larger than the last-level cache, beside a reader that prefetches, the two in turns. Medians; with `--best`
+//! the best runs, for a busy machine.
 #![allow(clippy::print_stdout, reason = "a program that prints")]
 
 use std::hint::black_box;
@@ -20,7 +21,7 @@ fn seconds(f: impl FnOnce()) -> f64 {
 
 fn middle(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
+    if std::env::args().any(|a| a == "--best") { seconds[0] } else { seconds[seconds.len() / 2] }
 }
 
 /// Median seconds of `runs` calls after one that warms up.
@@ -46,7 +47,7 @@ fn threads() -> usize {
 /// What the processor can do at most, as wide as it goes.
 mod limit {
     /// Steps of twelve independent multiply-adds.
-    const STEPS: usize = 4_000_000;
+    const STEPS: usize = 400_000;
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f")]
@@ -119,7 +120,7 @@ mod limit {
 /// Floating-point operations a second with every thread busy.
 fn peak() -> f64 {
     let mut flops = 0.0;
-    let seconds = median(5, || {
+    let seconds = median(50, || {
         flops = std::thread::scope(|scope| {
             let all: Vec<_> = (0..threads()).map(|i| scope.spawn(move || limit::multiply(i as f32 * 1e-6))).collect();
             all.into_iter()

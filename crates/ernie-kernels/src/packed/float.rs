@@ -373,7 +373,7 @@ impl Panels {
     /// # Panics
     /// When a length does not fit.
     pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
-        let rows = if self.outs == 0 { x.len().checked_div(self.k).unwrap_or(0) } else { y.len() / self.outs };
+        let rows = y.len().checked_div(self.outs).or(x.len().checked_div(self.k)).unwrap_or(0);
         multiply(self.float, &Input::new(x, rows, self.k), self.bytes(), self.outs, y);
     }
 }

@@ -277,8 +277,8 @@ unsafe fn steps<T: Tile, W: Stored, const M: usize, const P: usize, const FETCH:
     unsafe {
         for _ in 0..k / W::DEPTH {
             let weights = load::<T, W, P, FETCH>(w, ws);
-            for d in 0..W::DEPTH {
-                one::<T, M, P>(sums, x.add(d * step), xs, &weights[d]);
+            for (d, weights) in weights.iter().enumerate().take(W::DEPTH) {
+                one::<T, M, P>(sums, x.add(d * step), xs, weights);
             }
             x = x.add(W::DEPTH * step);
             w = w.add(STEP);
@@ -297,16 +297,15 @@ unsafe fn steps<T: Tile, W: Stored, const M: usize, const P: usize, const FETCH:
 unsafe fn load<T: Tile, W: Stored, const P: usize, const FETCH: bool>(w: *const u8, ws: usize) -> [[T::V; P]; 2] {
     // SAFETY: the contract covers a step of each panel; a fetch ahead may point anywhere.
     unsafe {
-        let mut weights = [[T::V::zero(); P]; 2];
-        for p in 0..P {
+        let mut firsts = [T::V::zero(); P];
+        let mut seconds = firsts;
+        for (p, (first, second)) in firsts.iter_mut().zip(&mut seconds).enumerate() {
             if FETCH {
                 fetch(w.wrapping_add(p * ws + AHEAD));
             }
-            let [first, second] = W::load::<T::V>(w.add(p * ws));
-            weights[0][p] = first;
-            weights[1][p] = second;
+            [*first, *second] = W::load::<T::V>(w.add(p * ws));
         }
-        weights
+        [firsts, seconds]
     }
 }
 
