@@ -5,7 +5,9 @@ mod support;
 
 use std::collections::{BTreeMap, HashSet};
 
-use ernie_serve::engine::{Engine, EngineOptions, Event, FinishReason, Generate, Request, RequestId, Sampling, Stats};
+use ernie_serve::engine::{
+    Engine, EngineOptions, Event, FinishReason, Generate, Request, RequestId, Sampling, Stats, TokenScore,
+};
 use proptest::prelude::*;
 use support::{BLOCK, FakeModel, VOCAB, greedy_of, logits_after};
 
@@ -237,6 +239,23 @@ fn the_next_turn_reads_only_what_is_new() {
     // 15 positions were read, so three blocks of four are full.
     assert_eq!(turn(&conversation).1, 18 - 12 + 5);
     assert_eq!(turn(&conversation).1, 18 - 16 + 5, "the last row of a prompt is always read");
+}
+
+#[test]
+fn equal_prompts_that_come_together_are_read_once() {
+    let (model, ledger) = FakeModel::new(CONTEXT, &[]);
+    let mut engine = Engine::with_model(model, EngineOptions { draft_tokens: 0, ..EngineOptions::default() }).unwrap();
+    let prompt: Vec<u32> = (0..17).collect();
+    for seed in 0..4 {
+        engine.submit(Request::generate(prompt.clone(), generate(6, Some(seed)))).unwrap();
+    }
+    engine.submit(Request::generate(vec![9; 5], generate(6, None))).unwrap();
+    while !engine.is_idle() {
+        engine.step().unwrap();
+    }
+    // The first reads all, beside the one that is unlike; the others find all but the last row.
+    assert_eq!(ledger.lock().unwrap().rows[..3], [17 + 5, 2 + 3, 5]);
+    assert_eq!(engine.stats().prefix_hit_rows, 3 * 16);
 }
 
 #[test]

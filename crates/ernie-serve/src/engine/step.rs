@@ -67,16 +67,33 @@ impl Engine {
         let mut queue: Vec<&Job> = if room == 0 { Vec::new() } else { self.queue.iter().collect() };
         queue.sort_unstable_by_key(|job| job.urgency);
         queue.truncate(room);
-        let waiting: Vec<Waiting> = queue
-            .iter()
-            .map(|job| {
-                let found = self.prefixes.peek(job.skippable());
-                let cached = found.blocks * self.limits.block_tokens;
-                Waiting { urgency: job.urgency, rows: job.rows(), cached, idle: found.idle }
-            })
-            .collect();
+        let mut ahead: Vec<&Job> = self.running.iter().filter(|job| job.rows() - job.fed > 1).collect();
+        let mut waiting: Vec<Waiting> = Vec::with_capacity(queue.len());
+        queue.retain(|job| {
+            let found = self.prefixes.peek(job.skippable());
+            let cached = found.blocks * self.limits.block_tokens;
+            if self.awaits(job, cached, &ahead) {
+                return false;
+            }
+            ahead.push(job);
+            waiting.push(Waiting { urgency: job.urgency, rows: job.rows(), cached, idle: found.idle });
+            true
+        });
         let candidates = queue.iter().map(|job| job.id).collect();
         (candidates, plan::plan(&self.limits, free, &waiting, &running))
+    }
+
+    /// Whether one of those ahead is about to read most of what the request would have to read beyond `cached`: then it
+    /// is better found than read twice. It waits no longer than those ahead read their prompts; others may pass.
+    fn awaits(&self, job: &Job, cached: usize, ahead: &[&Job]) -> bool {
+        let (start, own) = job.skippable().split_at(cached);
+        let common = |other: &&Job| match other.ids[..other.rows()].split_at_checked(cached) {
+            Some((begin, theirs)) if begin == start => own.iter().zip(theirs).take_while(|(a, b)| a == b).count(),
+            _ => 0,
+        };
+        let most = ahead.iter().map(common).max().unwrap_or(0);
+        let found = most - most % self.limits.block_tokens;
+        self.options.prefix_cache_bytes > 0 && found > 0 && 2 * found >= job.rows() - cached
     }
 
     /// Sends back to the queue whom the plan sends back; the rows of those who stay.
