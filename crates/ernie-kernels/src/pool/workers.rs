@@ -195,7 +195,7 @@ impl Crew {
         unsafe { *board.job.0.get() = job };
         board.next.0.store(0, Ordering::Relaxed);
         let region = board.state.0.load(Ordering::Relaxed) / REGION;
-        board.state.0.store((region + 1) % REGION * REGION | OPEN, Ordering::SeqCst);
+        board.state.0.store(((region + 1) % REGION * REGION) | OPEN, Ordering::SeqCst);
         for (helper, asleep) in self.helpers.iter().zip(&board.asleep).take(count - 1) {
             if asleep.0.load(Ordering::SeqCst) && asleep.0.swap(false, Ordering::SeqCst) {
                 helper.thread().unpark();
