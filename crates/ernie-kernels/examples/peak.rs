@@ -6,130 +6,23 @@
 //! plain reading stream where memory is the limit. Medians; with `--best` the best runs, for a busy machine.
 #![allow(clippy::print_stdout, reason = "a program that prints")]
 
-use std::hint::black_box;
-use std::time::Instant;
+mod limits;
 
 use ernie_kernels::attention::{self, Heads};
-use ernie_kernels::{Format, Rows, elementwise, gemm, level, linear, swiglu};
-use rayon::prelude::*;
-
-/// Median seconds of `runs` calls after one that warms up; the best with `--best`, for a machine that is busy meanwhile.
-fn median(runs: usize, mut f: impl FnMut()) -> f64 {
-    f();
-    let mut seconds: Vec<f64> = (0..runs)
-        .map(|_| {
-            let start = Instant::now();
-            f();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    seconds.sort_by(f64::total_cmp);
-    if std::env::args().any(|a| a == "--best") { seconds[0] } else { seconds[runs / 2] }
-}
-
-fn noise(n: usize) -> Vec<f32> {
-    let mut state = 1_u32;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
-
-/// Multiply-adds on registers only, as wide as this build's processor allows: the peak.
-mod peak {
-    const STEPS: usize = 2_000_000;
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f")]
-    fn wide(seed: f32) -> f32 {
-        use std::arch::x86_64::*;
-        let (a, b) = (_mm512_set1_ps(0.999_9), _mm512_set1_ps(seed));
-        let mut sums = [b; 12];
-        for _ in 0..STEPS {
-            for sum in &mut sums {
-                *sum = _mm512_fmadd_ps(*sum, a, b);
-            }
-        }
-        sums.iter().map(|&s| _mm512_reduce_add_ps(s)).sum()
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    fn half_wide(seed: f32) -> f32 {
-        use std::arch::x86_64::*;
-        let (a, b) = (_mm256_set1_ps(0.999_9), _mm256_set1_ps(seed));
-        let mut sums = [b; 12];
-        for _ in 0..STEPS {
-            for sum in &mut sums {
-                *sum = _mm256_fmadd_ps(*sum, a, b);
-            }
-        }
-        sums.iter().map(|&s| _mm256_cvtss_f32(s)).sum()
-    }
-
-    /// Runs on this thread and gives the floating-point operations done.
-    pub(crate) fn run(seed: f32) -> (f32, f64) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if std::arch::is_x86_feature_detected!("avx512f") {
-                // SAFETY: the feature was just found.
-                return (unsafe { wide(seed) }, (STEPS * 12 * 16 * 2) as f64);
-            }
-            if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-                // SAFETY: the features were just found.
-                return (unsafe { half_wide(seed) }, (STEPS * 12 * 8 * 2) as f64);
-            }
-        }
-        let mut sums = [seed; 32];
-        for _ in 0..STEPS {
-            for sum in &mut sums {
-                *sum = *sum * 0.999_9 + seed;
-            }
-        }
-        (sums.iter().sum(), (STEPS * 32 * 2) as f64)
-    }
-}
-
-/// Seconds per floating-point operation with every thread busy.
-fn measure_peak() -> f64 {
-    let threads = rayon::current_num_threads();
-    let mut flops = 0.0;
-    let seconds = median(5, || {
-        let done: Vec<_> = (0..threads).into_par_iter().map(|i| peak::run(i as f32 * 1e-6)).collect();
-        flops = done.iter().map(|(sum, flops)| flops + f64::from(black_box(*sum)) * 1e-30).sum();
-    });
-    flops / seconds
-}
-
-/// Bytes per second of summing a large array with every thread.
-fn measure_read(data: &[f32]) -> f64 {
-    let threads = rayon::current_num_threads();
-    let seconds = median(5, || {
-        let sum: f32 = data
-            .par_chunks(data.len().div_ceil(threads * 4))
-            .map(|part| {
-                let mut lanes = [0.0_f32; 64];
-                for block in part.as_chunks::<64>().0 {
-                    for l in 0..64 {
-                        lanes[l] += block[l];
-                    }
-                }
-                lanes.iter().sum::<f32>()
-            })
-            .sum();
-        black_box(sum);
-    });
-    size_of_val(data) as f64 / seconds
-}
+use ernie_kernels::{Format, Rows, elementwise, gemm, level, linear, swiglu, threads};
+use limits::{measure_peak, measure_read, median, noise};
 
 fn main() {
-    let threads = rayon::current_num_threads();
     let peak = measure_peak();
     let big = noise(64 << 20);
     let read = measure_read(&big);
-    println!("level {}, {threads} threads; peak {:.0} GFLOP/s f32, read {:.1} GB/s", level(), peak / 1e9, read / 1e9);
+    println!(
+        "level {}, {} threads; peak {:.0} GFLOP/s f32, read {:.1} GB/s",
+        level(),
+        threads(),
+        peak / 1e9,
+        read / 1e9
+    );
 
     println!("\nlinear::forward and gemm::nt, f32, [rows x in x out]");
     for (rows, k, n) in [

@@ -57,3 +57,4 @@ pub mod swiglu;
 pub use formats::Format;
 pub use level::{Level, Unsupported, level, set_level, supported_levels, with_level};
 pub use linear::Rows;
+pub use pool::{parallel, set_threads, threads};

@@ -22,6 +22,23 @@ kernel! {
 }
 
 kernel! {
+    fn add_forward_rows(x: &mut [f32], branch: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+        let width = weight.len();
+        let rows = x.chunks_exact_mut(width).zip(branch.chunks_exact(width)).zip(y.chunks_exact_mut(width));
+        for ((x, branch), y) in rows {
+            for (x, &b) in x.iter_mut().zip(branch) {
+                *x += b;
+            }
+            let squares = simd::sum2(x, x, simd::fma::<FMA>);
+            let r = 1.0 / (squares / width as f32 + eps).sqrt();
+            for ((y, &x), &w) in y.iter_mut().zip(x.iter()).zip(weight) {
+                *y = w * (x * r);
+            }
+        }
+    }
+}
+
+kernel! {
     fn backward_rows(x: &[f32], weight: &[f32], rstd: &[f32], dy: &[f32], dx: &mut [f32], d_weight: &mut [f32], scratch: &mut [f32]) {
         let width = weight.len();
         for (((x, dy), dx), &r) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)).zip(rstd) {
@@ -65,6 +82,32 @@ pub fn forward(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f
     });
 }
 
+/// The step between two layers of a decoder in one pass: `x += branch`, then `y = norm(x)`, bit for bit as
+/// [`crate::elementwise::add`] and [`forward`] one after the other.
+///
+/// # Shapes
+/// `x, branch, y: [T, width]`, `weight: [width]`
+///
+/// # Panics
+/// When a length does not fit.
+pub fn add_forward(x: &mut [f32], branch: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    let width = weight.len();
+    assert!(
+        x.len() == y.len() && x.len() == branch.len() && (x.is_empty() || width > 0 && x.len().is_multiple_of(width)),
+        "norm: {} inputs, {} added, {} outputs, width {width}",
+        x.len(),
+        branch.len(),
+        y.len()
+    );
+    if x.is_empty() {
+        return;
+    }
+    let isa = Isa::current();
+    pool::rows2((x, width), (y, width), grain_rows(width), |row, x, y| {
+        add_forward_rows(isa, x, &branch[row * width..][..x.len()], weight, eps, y);
+    });
+}
+
 /// Overwrites `dx` with the gradient of the input and adds that of the weight to `d_weight`.
 ///
 /// # Shapes
@@ -83,10 +126,13 @@ pub fn backward(x: &[f32], weight: &[f32], rstd: &[f32], dy: &[f32], dx: &mut [f
     }
     let isa = Isa::current();
     let mut partial = vec![0.0_f32; rstd.len().div_ceil(GRADIENT_ROWS) * width];
-    pool::rows2((dx, width * GRADIENT_ROWS), (&mut partial, width), 1, |chunk, dx, partial| {
-        let row = chunk * GRADIENT_ROWS;
-        let rows = dx.len() / width;
+    let dx = pool::Shared::new(dx);
+    pool::pieces(&mut partial, width, |at, partial| {
+        let row = at / width * GRADIENT_ROWS;
+        let rows = GRADIENT_ROWS.min(rstd.len() - row);
         let range = row * width..(row + rows) * width;
+        // SAFETY: each piece has rows of its own.
+        let dx = unsafe { dx.part(range.clone()) };
         pool::scratch(width, |scratch| {
             backward_rows(isa, &x[range.clone()], weight, &rstd[row..row + rows], &dy[range], dx, partial, scratch);
         });

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use crate::attention::Heads;
 use crate::packed::{GROUP, Matrix, ROUND, scale_of};
+use crate::attention::paged::CacheFormat;
 
 /// `y[t, o] = sum_k x[t, k] w[o, k]` for dense weights.
 pub fn linear(x: &[f32], w: &[f32], in_features: usize, out_features: usize) -> Vec<f32> {
@@ -74,6 +75,24 @@ pub fn cross_entropy(row: &[f32], target: usize) -> f64 {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = row.iter().map(|&x| (f64::from(x) - f64::from(max)).exp()).sum();
     f64::from(max) + sum.ln() - f64::from(row[target])
+}
+
+/// Keys or values `[T, G, D]` as a cache in pages gives them back.
+pub fn cached(x: &[f32], head_dim: usize, format: CacheFormat) -> Vec<f32> {
+    let row = |row: &[f32]| -> Vec<f32> {
+        let largest = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        match format {
+            CacheFormat::F32 => row.to_vec(),
+            CacheFormat::Bf16 => row.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect(),
+            CacheFormat::Int8 if row.iter().any(|x| !x.is_finite()) => vec![f32::NAN; row.len()],
+            CacheFormat::Int8 if largest < 1e-36 => vec![0.0; row.len()],
+            // The grid is f32's own business: the same roundings as the kernel's.
+            CacheFormat::Int8 => {
+                row.iter().map(|x| (x * (127.0 / largest)).round_ties_even() * (largest / 127.0)).collect()
+            }
+        }
+    };
+    x.chunks_exact(head_dim).flat_map(row).collect()
 }
 
 /// Attention probabilities of one query row and head over key positions `0..=at` (the window applied): (first key, probs).

@@ -75,13 +75,33 @@ impl Table {
     }
 }
 
+/// Elements of a row that are rotated at a time: a vector of each level holds whole pairs of it.
+const BLOCK: usize = 16;
+
 kernel! {
-    fn rotate_row(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
-        for head in row.chunks_exact_mut(2 * cos.len()) {
-            for ((pair, &c), &s) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
-                let s = sign * s;
+    /// Rotates the heads of a row. `turn` is scratch for two factors an element: its cosine, and its sine signed as it is
+    /// needed, so that an element becomes `x * cos + its partner * sin` and whole vectors of pairs go at once.
+    fn rotate_row(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32, turn: &mut [f32]) {
+        let width = 2 * cos.len();
+        let (turn_cos, turn_sin) = turn.split_at_mut(width);
+        for (i, (&c, &s)) in cos.iter().zip(sin).enumerate() {
+            let s = sign * s;
+            turn_cos[2 * i..2 * i + 2].copy_from_slice(&[c, c]);
+            turn_sin[2 * i..2 * i + 2].copy_from_slice(&[-s, s]);
+        }
+        let ((cos, cos_rest), (sin, sin_rest)) = (turn_cos.as_chunks::<BLOCK>(), turn_sin.as_chunks::<BLOCK>());
+        for head in row.chunks_exact_mut(width) {
+            let (blocks, rest) = head.as_chunks_mut::<BLOCK>();
+            for ((x, cos), sin) in blocks.iter_mut().zip(cos).zip(sin) {
+                let partner: [f32; BLOCK] = std::array::from_fn(|l| x[l ^ 1]);
+                for l in 0..BLOCK {
+                    x[l] = x[l] * cos[l] + partner[l] * sin[l];
+                }
+            }
+            let pairs = rest.as_chunks_mut::<2>().0.iter_mut();
+            for ((pair, cos), sin) in pairs.zip(cos_rest.as_chunks::<2>().0).zip(sin_rest.as_chunks::<2>().0) {
                 let [a, b] = *pair;
-                *pair = [a * c - b * s, b * c + a * s];
+                *pair = [a * cos[0] + b * sin[0], b * cos[1] + a * sin[1]];
             }
         }
     }
@@ -95,10 +115,12 @@ fn rotate(x: &mut [f32], positions: &[u32], heads: usize, table: &Table, sign: f
     }
     let isa = Isa::current();
     pool::pieces(x, width * grain_rows(width), |at, x| {
-        for (row, &position) in x.chunks_exact_mut(width).zip(&positions[at / width..]) {
-            let (cos, sin) = table.at(position as usize);
-            rotate_row(isa, row, cos, sin, sign);
-        }
+        pool::scratch(2 * table.head_dim(), |turn| {
+            for (row, &position) in x.chunks_exact_mut(width).zip(&positions[at / width..]) {
+                let (cos, sin) = table.at(position as usize);
+                rotate_row(isa, row, cos, sin, sign, turn);
+            }
+        });
     });
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use common::{Random, close, each_level, same};
 use ernie_kernels::attention::{self, Heads, Span};
-use ernie_kernels::reference;
+use ernie_kernels::{reference, set_threads};
 
 struct Case {
     heads: Heads,
@@ -159,15 +159,13 @@ fn overlapping_spans_are_refused() {
 fn threads_do_not_change_a_bit() {
     let c = &cases()[1];
     let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            let (out, lse) = forward(c);
-            let (mut dq, mut dk, mut dv) = (vec![0.0; c.q.len()], vec![0.0; c.k.len()], vec![0.0; c.v.len()]);
-            attention::backward(
-                &c.q, &c.k, &c.v, &out, &lse, &c.q, &c.heads, &c.spans, c.window, &mut dq, &mut dk, &mut dv,
-            );
-            [out, lse, dq, dk, dv].concat()
-        })
+        set_threads(threads);
+        let (out, lse) = forward(c);
+        let (mut dq, mut dk, mut dv) = (vec![0.0; c.q.len()], vec![0.0; c.k.len()], vec![0.0; c.v.len()]);
+        attention::backward(
+            &c.q, &c.k, &c.v, &out, &lse, &c.q, &c.heads, &c.spans, c.window, &mut dq, &mut dk, &mut dv,
+        );
+        [out, lse, dq, dk, dv].concat()
     };
     let one = run(1);
     same(&run(2), &one, "two threads");

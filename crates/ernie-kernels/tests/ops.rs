@@ -151,6 +151,41 @@ fn swiglu_and_its_gradients() {
 }
 
 #[test]
+fn a_joined_row_of_gates_and_ups_gives_the_same() {
+    each_level(|level| {
+        let mut random = Random(33);
+        for (rows, width) in [(0, 4), (1, 1), (1, 40_000), (5, 33), (900, 48)] {
+            let gate_up = random.scaled(rows * 2 * width, 6.0);
+            let half = |side: usize| -> Vec<f32> {
+                gate_up.chunks_exact(2 * width).flat_map(|row| row[side * width..][..width].to_vec()).collect()
+            };
+            let (mut joined, mut apart) = (vec![f32::NAN; rows * width], vec![f32::NAN; rows * width]);
+            swiglu::forward_joined(&gate_up, width, &mut joined);
+            swiglu::forward(&half(0), &half(1), &mut apart);
+            same(&joined, &apart, &format!("{rows}x{width} at {level}"));
+        }
+    });
+}
+
+#[test]
+fn adding_and_normalising_in_one_pass_gives_the_same() {
+    each_level(|level| {
+        let mut random = Random(34);
+        for (rows, width) in [(0, 8), (1, 1), (3, 17), (1, 1024), (150, 320)] {
+            let (x, branch, w) = (random.floats(rows * width), random.floats(rows * width), random.floats(width));
+            let (mut apart, mut fused) = (x.clone(), x);
+            let (mut y, mut fused_y, mut rstd) =
+                (vec![f32::NAN; apart.len()], vec![f32::NAN; apart.len()], vec![f32::NAN; rows]);
+            elementwise::add(&mut apart, &branch);
+            norm::forward(&apart, &w, 1e-5, &mut y, &mut rstd);
+            norm::add_forward(&mut fused, &branch, &w, 1e-5, &mut fused_y);
+            same(&fused, &apart, &format!("sum {rows}x{width} at {level}"));
+            same(&fused_y, &y, &format!("norm {rows}x{width} at {level}"));
+        }
+    });
+}
+
+#[test]
 fn softmax_and_its_gradient() {
     each_level(|level| {
         let mut random = Random(25);
@@ -177,35 +212,37 @@ fn softmax_and_its_gradient() {
 #[test]
 fn rotation_matches_its_formula_and_turns_back() {
     each_level(|level| {
-        let (heads, d, theta) = (3, 10, 500_000.0_f64);
-        let table = rope::Table::new(theta, d, 9000);
-        let positions = [0_u32, 1, 5, 8999, 17];
-        let x = Random(26).floats(positions.len() * heads * d);
-        let mut y = x.clone();
-        rope::forward(&mut y, &positions, heads, &table);
-        for (t, &position) in positions.iter().enumerate() {
-            for head in 0..heads {
-                for i in 0..d / 2 {
-                    let at = (t * heads + head) * d + 2 * i;
-                    let angle = f64::from(position) * theta.powf(-2.0 * i as f64 / d as f64);
-                    let (a, b) = (f64::from(x[at]), f64::from(x[at + 1]));
-                    let expected = [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()];
-                    // The frequency is rounded to f32, so the angle may be off by position * 6e-8.
-                    close(
-                        &y[at..at + 2],
-                        &expected.map(|x| x as f32),
-                        1e-6 + position as f32 * 7e-8,
-                        0.0,
-                        &format!("rope at {level}"),
-                    );
+        for (heads, d) in [(3, 10), (2, 64), (1, 2), (18, 36)] {
+            let theta = 500_000.0_f64;
+            let table = rope::Table::new(theta, d, 9000);
+            let positions = [0_u32, 1, 5, 8999, 17];
+            let x = Random(26).floats(positions.len() * heads * d);
+            let mut y = x.clone();
+            rope::forward(&mut y, &positions, heads, &table);
+            for (t, &position) in positions.iter().enumerate() {
+                for head in 0..heads {
+                    for i in 0..d / 2 {
+                        let at = (t * heads + head) * d + 2 * i;
+                        let angle = f64::from(position) * theta.powf(-2.0 * i as f64 / d as f64);
+                        let (a, b) = (f64::from(x[at]), f64::from(x[at + 1]));
+                        let expected = [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()];
+                        // The frequency is rounded to f32, so the angle may be off by position * 6e-8.
+                        close(
+                            &y[at..at + 2],
+                            &expected.map(|x| x as f32),
+                            1e-6 + position as f32 * 7e-8,
+                            0.0,
+                            &format!("rope at {level}"),
+                        );
+                    }
                 }
             }
+            rope::backward(&mut y, &positions, heads, &table);
+            close(&y, &x, 1e-6, 0.0, "turned back");
+            let mut grown = rope::Table::new(theta, d, 10);
+            grown.grow(theta, 9000);
+            assert_eq!((grown.positions(), grown.at(8999)), (9000, table.at(8999)));
         }
-        rope::backward(&mut y, &positions, heads, &table);
-        close(&y, &x, 1e-6, 0.0, "turned back");
-        let mut grown = rope::Table::new(theta, d, 10);
-        grown.grow(theta, 9000);
-        assert_eq!((grown.positions(), grown.at(8999)), (9000, table.at(8999)));
     });
 }
 

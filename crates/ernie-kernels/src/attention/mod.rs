@@ -10,12 +10,14 @@
 
 mod backward;
 mod forward;
+pub mod paged;
 mod tile;
 
 use std::ops::Range;
 
 pub use backward::backward;
 pub use forward::{forward, forward_cached};
+pub use paged::{CacheFormat, PAGE};
 
 /// Key positions in a block.
 pub(crate) const KEYS: usize = 64;

@@ -68,11 +68,13 @@ fn log() {
 
 /// Sets the number of worker threads before anything runs on them.
 fn threads(global: &Global) -> Result<()> {
-    let Some(threads) = global.threads else {
+    let Some(threads) = global.threads.map(usize::from) else {
         return Ok(());
     };
+    ernie_kernels::set_threads(threads);
+    // The `gemm` crate's products, which training uses, still run on this pool.
     rayon::ThreadPoolBuilder::new()
-        .num_threads(usize::from(threads))
+        .num_threads(threads)
         .build_global()
         .map_err(|e| Failure::environment(format!("starting {threads} threads: {e}")))
 }

@@ -1,18 +1,38 @@
 //! How work is spread over threads: the one place that knows which thread pool there is.
 //!
-//! Today that is rayon's global pool, sized by the binary. No kernel calls rayon itself (the `gemm` crate does, for
-//! [`crate::gemm`]), so that a pool with cheaper barriers can replace it here. Splits are made by row counts that do not
-//! depend on the number of threads wherever a sum crosses them.
+//! It is our own ([`workers`]): a decode step has over a hundred regions, and each must cost less than a microsecond. Splits
+//! are made by row counts that do not depend on the number of threads wherever a sum crosses them.
+
+mod workers;
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use rayon::prelude::*;
+use self::workers::Pool;
 
-/// The number of threads that share the work.
-pub(crate) fn threads() -> usize {
-    rayon::current_num_threads()
+static POOL: Pool = Pool::new(0);
+
+/// The number of threads that share the work of a kernel, the calling one included.
+pub fn threads() -> usize {
+    POOL.threads()
+}
+
+/// Sets how many threads share the work of a kernel, the calling one included; 0 gives all cores that the process may use.
+///
+/// May be called at any time: it holds from the next kernel on. More than 512 are taken as 512.
+pub fn set_threads(threads: usize) {
+    POOL.set_threads(threads);
+}
+
+/// Calls `f` with each index in `0..pieces`, in parallel and in no order, and returns when all have returned.
+///
+/// The threads are the kernels' own. A call from inside a piece, or while another thread has them, runs on the caller alone.
+///
+/// # Panics
+/// When a piece does, with its payload, after the other threads have stopped; pieces not begun by then are left out.
+pub fn parallel(pieces: usize, f: impl Fn(usize) + Sync) {
+    POOL.run(pieces, &f);
 }
 
 /// Elements a piece of element-wise work should have before it is worth another thread (some 10 microseconds).
@@ -26,35 +46,22 @@ pub(crate) fn grain_rows(width: usize) -> usize {
 /// Calls `f` with consecutive ranges of at most `grain` that cover `0..n`, in parallel and in no order.
 pub(crate) fn ranges(n: usize, grain: usize, f: impl Fn(Range<usize>) + Sync + Send) {
     let grain = grain.max(1);
-    let pieces = n.div_ceil(grain);
-    if pieces <= 1 || threads() == 1 {
-        for i in 0..pieces {
-            f(i * grain..((i + 1) * grain).min(n));
-        }
-        return;
-    }
-    (0..pieces).into_par_iter().for_each(|i| f(i * grain..((i + 1) * grain).min(n)));
+    parallel(n.div_ceil(grain), |i| f(i * grain..((i + 1) * grain).min(n)));
 }
 
 /// As [`ranges`], with a result of each range, in the order of the ranges.
 pub(crate) fn map_ranges<R: Send>(n: usize, grain: usize, f: impl Fn(Range<usize>) -> R + Sync + Send) -> Vec<R> {
     let grain = grain.max(1);
-    let pieces = n.div_ceil(grain);
-    if pieces <= 1 {
-        return (0..pieces).map(|i| f(i * grain..((i + 1) * grain).min(n))).collect();
-    }
-    (0..pieces).into_par_iter().map(|i| f(i * grain..((i + 1) * grain).min(n))).collect()
+    let mut results: Vec<Option<R>> = (0..n.div_ceil(grain)).map(|_| None).collect();
+    pieces(&mut results, 1, |i, result| result[0] = Some(f(i * grain..((i + 1) * grain).min(n))));
+    results.into_iter().flatten().collect()
 }
 
 /// Splits `a` into pieces of `piece` elements and calls `f` with the first element's index and the piece.
 pub(crate) fn pieces<A: Send>(a: &mut [A], piece: usize, f: impl Fn(usize, &mut [A]) + Sync + Send) {
-    if a.len() <= piece {
-        if !a.is_empty() {
-            f(0, a);
-        }
-        return;
-    }
-    a.par_chunks_mut(piece).enumerate().for_each(|(i, a)| f(i * piece, a));
+    let (n, a) = (a.len(), Shared::new(a));
+    // SAFETY: the ranges do not overlap, and each is handed out once.
+    ranges(n, piece, |range| f(range.start, unsafe { a.part(range) }));
 }
 
 /// Splits two outputs into the same rows (of `wa` and `wb` elements) and calls `f` with the first row and both pieces.
@@ -64,20 +71,13 @@ pub(crate) fn rows2<A: Send, B: Send>(
     grain: usize,
     f: impl Fn(usize, &mut [A], &mut [B]) + Sync + Send,
 ) {
-    if a.is_empty() && b.is_empty() {
-        return;
-    }
-    if a.len() <= wa * grain {
-        f(0, a, b);
-        return;
-    }
-    a.par_chunks_mut(wa * grain)
-        .zip(b.par_chunks_mut(wb * grain))
-        .enumerate()
-        .for_each(|(i, (a, b))| f(i * grain, a, b));
+    rows3((a, wa), (b, wb), (&mut [] as &mut [()], 0), grain, |row, a, b, _| f(row, a, b));
 }
 
 /// As [`rows2`], with three outputs.
+///
+/// # Panics
+/// When the outputs do not have the same number of rows.
 pub(crate) fn rows3<A: Send, B: Send, C: Send>(
     (a, wa): (&mut [A], usize),
     (b, wb): (&mut [B], usize),
@@ -85,18 +85,22 @@ pub(crate) fn rows3<A: Send, B: Send, C: Send>(
     grain: usize,
     f: impl Fn(usize, &mut [A], &mut [B], &mut [C]) + Sync + Send,
 ) {
-    if a.is_empty() && b.is_empty() && c.is_empty() {
-        return;
-    }
-    if a.len() <= wa * grain {
-        f(0, a, b, c);
-        return;
-    }
-    a.par_chunks_mut(wa * grain)
-        .zip(b.par_chunks_mut(wb * grain))
-        .zip(c.par_chunks_mut(wc * grain))
-        .enumerate()
-        .for_each(|(i, ((a, b), c))| f(i * grain, a, b, c));
+    let of = |len: usize, width: usize| len.checked_div(width).unwrap_or(0);
+    let rows = of(a.len(), wa).max(of(b.len(), wb)).max(of(c.len(), wc));
+    assert!(
+        a.len() == rows * wa && b.len() == rows * wb && c.len() == rows * wc,
+        "pool: {} elements by {wa}, {} by {wb} and {} by {wc} are not the same rows",
+        a.len(),
+        b.len(),
+        c.len()
+    );
+    let (a, b, c) = (Shared::new(a), Shared::new(b), Shared::new(c));
+    ranges(rows, grain, |rows| {
+        let at = |width: usize| rows.start * width..rows.end * width;
+        // SAFETY: the row ranges do not overlap, and each is handed out once.
+        let (a, b, c) = unsafe { (a.part(at(wa)), b.part(at(wb)), c.part(at(wc))) };
+        f(rows.start, a, b, c);
+    });
 }
 
 /// A slice that several threads write, each its own part. The parts are the callers' promise.
@@ -148,7 +152,7 @@ thread_local! {
 
 /// Calls `f` with `len` floats of per-thread scratch that start on a cache line, of unspecified content.
 ///
-/// The memory is kept for the next call on the thread. Calls may nest: a task may be stolen while another one waits.
+/// The memory is kept for the next call on the thread. Calls may nest.
 pub(crate) fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     const LINE: usize = 64 / size_of::<f32>();
     let mut buffer = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
