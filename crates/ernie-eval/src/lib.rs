@@ -3,6 +3,7 @@
 //! * [`tasks`] — a small trait and a list; each task turns a model into an [`EvalReport`].
 //! * [`Subject`] — log-likelihoods of given continuations, which all tasks stand on.
 //! * [`metrics`] — means and ratios with their standard errors.
+//! * [`load`] — latency under load, by scheduling policy.
 //! * [`baselines`] — LZMA and a byte n-gram on the same split.
 //! * [`speed`] — reading and writing, measured, and what they need at least.
 //!
@@ -19,6 +20,7 @@
 
 pub mod baselines;
 mod error;
+pub mod load;
 pub mod metrics;
 mod report;
 mod score;

@@ -1,5 +1,6 @@
 //! The tasks as a caller runs them, on models whose answers are known.
 
+use std::collections::HashMap;
 use std::io::Write;
 
 use ernie_data::tokenizer::{Tokenizer, TrainOptions, train_bpe};
@@ -16,7 +17,8 @@ fn tokenizer() -> Tokenizer {
 /// Says of every id that it is as likely as any other, save that it likes to repeat one word it has read.
 struct Echo {
     tokenizer: Tokenizer,
-    slots: Vec<Vec<u32>>,
+    /// The ids read so far, by block and place in it.
+    read: HashMap<(u32, usize), u32>,
     /// After a text with this word…
     word: &'static str,
     /// … this id is likelier.
@@ -36,22 +38,17 @@ impl Model for Echo {
         &[]
     }
 
-    fn open_slot(&mut self) -> ernie_serve::Result<usize> {
-        self.slots.push(Vec::new());
-        Ok(self.slots.len() - 1)
-    }
-
-    fn close_slot(&mut self, slot: usize) {
-        self.slots[slot].clear();
-    }
-
     fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> ernie_serve::Result<()> {
         for (index, chunk) in batch.chunks.iter().enumerate() {
+            let block = self.block_tokens();
+            let place = |position: usize| (chunk.blocks[position / block], position % block);
+            let mut ids: Vec<u32> = (0..chunk.past).map(|position| self.read[&place(position)]).collect();
             for row in chunk.rows.clone() {
-                self.slots[chunk.slot].push(batch.ids[row]);
+                self.read.insert(place(ids.len()), batch.ids[row]);
+                ids.push(batch.ids[row]);
                 if chunk.wanted.contains(&row) {
                     let mut logits = vec![0.0; self.vocab_size()];
-                    let text = self.tokenizer.decode(&self.slots[chunk.slot]);
+                    let text = self.tokenizer.decode(&ids);
                     let question = text.rsplit("\n\n").next().unwrap_or_default();
                     if !self.word.is_empty() && question.contains(self.word) {
                         logits[self.then as usize] = 1.0;
@@ -65,7 +62,7 @@ impl Model for Echo {
 }
 
 fn engine(word: &'static str, then: u32) -> Engine {
-    let model = Echo { tokenizer: tokenizer(), slots: Vec::new(), word, then };
+    let model = Echo { tokenizer: tokenizer(), read: HashMap::new(), word, then };
     Engine::with_model(Box::new(model), EngineOptions::default()).unwrap()
 }
 

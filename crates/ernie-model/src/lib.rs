@@ -22,7 +22,7 @@ mod error;
 pub mod weights;
 
 pub use config::{Architecture, ModelConfig, MoeConfig, ParameterCount};
-pub use decoder::{ContiguousCache, Decoder, KvCache, MoeLayer, Probe, Span, Tokens, build, load};
+pub use decoder::{ContiguousCache, Decoder, KvCache, MoeLayer, PAGE, PagedCache, Probe, Span, Tokens, build, load};
 pub use error::{Error, ErrorKind, Result};
 pub use weights::{LoadReport, ModelSource, Stored, WeightsAs};
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ernie_files::{Checkpoint, Dtype};
 use ernie_model::decoder::Routing;
-use ernie_model::{ContiguousCache, Decoder, KvCache, ModelSource, Probe, Tokens, WeightsAs, load};
+use ernie_model::{ContiguousCache, Decoder, ModelSource, Probe, Tokens, WeightsAs, load};
 use ernie_nn::{Value, no_grad};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;

@@ -5,8 +5,8 @@
 //! * [`session`] is engine plus text: chat templates, streaming decode, stop strings, history. `chat` and `generate` use
 //!   it, and a server will.
 //!
-//! This crate knows no training and prints nothing. Nothing in it reads the environment or the clock, save to tell how
-//! long a request took.
+//! This crate knows no training and prints nothing. Nothing in it reads the environment, and the clock only to tell how
+//! long a request took and whether guessing tokens saves time; no answer depends on it.
 //!
 //! ```no_run
 //! use ernie_model::{ModelSource, WeightsAs, load};

@@ -100,8 +100,8 @@ fn any_company_gives_the_same_bits() {
             for &member in members {
                 let rows = batch.ids.len()..batch.ids.len() + prompts[member].len();
                 batch.ids.extend(&prompts[member]);
-                let slot = model.open_slot().unwrap();
-                batch.chunks.push(Chunk { slot, past: 0, wanted: rows.clone(), rows });
+                let blocks = vec![batch.chunks.len() as u32];
+                batch.chunks.push(Chunk { blocks, past: 0, wanted: rows.clone(), rows });
             }
             let mut out = vec![Vec::new(); members.len()];
             model.forward(&batch, &mut |chunk, _, logits| out[chunk].extend_from_slice(logits)).unwrap();

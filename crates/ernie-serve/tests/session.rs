@@ -42,12 +42,6 @@ impl Model for Parrot {
         &[]
     }
 
-    fn open_slot(&mut self) -> ernie_serve::Result<usize> {
-        Ok(0)
-    }
-
-    fn close_slot(&mut self, _slot: usize) {}
-
     fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> ernie_serve::Result<()> {
         let chunk = &batch.chunks[0];
         if chunk.past == 0 {
@@ -66,7 +60,8 @@ impl Model for Parrot {
 fn session_within(context: usize, script: Vec<u32>) -> Session {
     let tokenizer = tokenizer();
     let model = Parrot { vocab_size: tokenizer.vocab_size(), context, script, prompt: 0 };
-    let options = EngineOptions { step_tokens: 4096, ..EngineOptions::default() };
+    // It takes the first rows of a request for the whole prompt.
+    let options = EngineOptions { step_tokens: 4096, prefix_cache_bytes: 0, ..EngineOptions::default() };
     let engine = Engine::with_model(Box::new(model), options).unwrap();
     Session::new(engine, tokenizer, ChatTemplate::default_ernie())
 }

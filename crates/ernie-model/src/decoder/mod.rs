@@ -19,7 +19,7 @@ mod probe;
 mod tokens;
 
 pub use build::{build, load};
-pub use cache::{ContiguousCache, KvCache};
+pub use cache::{ContiguousCache, KvCache, PAGE, PagedCache};
 pub use ernie_nn::ops::{CrossEntropy, IGNORED, Routing};
 pub use moe::MoeLayer;
 pub use probe::Probe;

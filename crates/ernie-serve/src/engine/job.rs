@@ -2,6 +2,9 @@
 
 use std::time::Instant;
 
+use super::blocks::Block;
+use super::draft::{self, Drafter};
+use super::plan::Urgency;
 use super::request::{Event, FinishReason, Generate, Logprob, Request, RequestId, TokenScore, Usage, Work};
 use super::sampler::{self, Seen};
 use super::watcher::Verdict;
@@ -9,39 +12,52 @@ use super::watcher::Verdict;
 /// A request that waits or runs.
 pub(super) struct Job {
     pub(super) id: RequestId,
+    pub(super) urgency: Urgency,
     /// The prompt, then the answer or the given continuation.
     pub(super) ids: Vec<u32>,
     /// Rows of `ids` that are in the cache.
     pub(super) fed: usize,
-    /// Rows to read before the answer starts.
-    pub(super) prefill: usize,
+    /// The blocks that hold them.
+    pub(super) table: Vec<Block>,
+    /// How many of these, from the first on, later requests can find.
+    pub(super) shared: usize,
+    /// The first position whose logits matter still.
+    pub(super) wanted_from: usize,
     /// Positions it may come to need.
     pub(super) reserve: usize,
-    /// The first position whose logits matter.
-    pub(super) wanted_from: usize,
-    /// Its place in the cache while it runs.
-    pub(super) slot: Option<usize>,
+    /// Guesses of the ids behind `ids`, tried in this step.
+    pub(super) draft: Vec<u32>,
     /// Set when it is over.
     pub(super) finished: Option<(FinishReason, Option<u32>)>,
     prompt_tokens: usize,
     state: State,
+    /// Rows of the step that it must read, and rows known to hold what belongs to it: guesses that were wrong do not.
+    must: usize,
+    right: usize,
     submitted: Instant,
     started: Option<Instant>,
     first_token: Option<Instant>,
 }
 
 enum State {
-    Generate { options: Box<Generate>, end_ids: Vec<u32>, seed: u64, seen: Seen, end: usize },
+    Generate { options: Box<Generate>, end_ids: Vec<u32>, seed: u64, seen: Seen, end: usize, drafter: Drafter },
     Score { top: usize, tokens: Vec<TokenScore> },
     Logits { first: usize, rows: Vec<f32> },
 }
 
 impl Job {
     /// Takes a request that has been checked. `seed` is used where the request brings none.
-    pub(super) fn new(id: RequestId, request: Request, context_length: usize, eos_ids: &[u32], seed: u64) -> Self {
-        let Request { prompt: mut ids, work } = request;
+    pub(super) fn new(
+        id: RequestId,
+        request: Request,
+        context_length: usize,
+        eos_ids: &[u32],
+        seed: u64,
+        urgency: Urgency,
+    ) -> Self {
+        let Request { prompt: mut ids, work, priority: _ } = request;
         let prompt_tokens = ids.len();
-        let (prefill, reserve, wanted_from, state) = match work {
+        let (reserve, wanted_from, state) = match work {
             Work::Generate(options) => {
                 let end = prompt_tokens.saturating_add(options.max_tokens).min(context_length);
                 let end_ids = match options.ignore_eos {
@@ -49,55 +65,113 @@ impl Job {
                     false => eos_ids.iter().chain(&options.stop_ids).copied().collect(),
                 };
                 let seed = options.sampling.seed.unwrap_or(seed);
-                let seen = Seen::of_prompt(&ids);
-                let state = State::Generate { options: options.into(), end_ids, seed, seen, end };
+                let (seen, drafter) = (Seen::of_prompt(&ids), Drafter::default());
+                let state = State::Generate { options: options.into(), end_ids, seed, seen, end, drafter };
                 // The last token of an answer is never read again.
-                (prompt_tokens, end - 1, prompt_tokens - 1, state)
+                (end - 1, prompt_tokens - 1, state)
             }
             Work::Score { continuation, top } => {
                 ids.extend_from_slice(&continuation);
-                let rows = ids.len() - 1;
                 let tokens = Vec::with_capacity(continuation.len());
-                (rows, rows, prompt_tokens - 1, State::Score { top, tokens })
+                (ids.len() - 1, prompt_tokens - 1, State::Score { top, tokens })
             }
-            Work::Logits => (prompt_tokens, prompt_tokens, 0, State::Logits { first: 0, rows: Vec::new() }),
+            Work::Logits => (prompt_tokens, 0, State::Logits { first: 0, rows: Vec::new() }),
         };
         Self {
             id,
+            urgency,
             ids,
             fed: 0,
-            prefill,
-            reserve,
+            table: Vec::new(),
+            shared: 0,
             wanted_from,
-            slot: None,
+            reserve,
+            draft: Vec::new(),
             finished: None,
             prompt_tokens,
             state,
+            must: 0,
+            right: 0,
             submitted: Instant::now(),
             started: None,
             first_token: None,
         }
     }
 
-    /// Rows of its prompt that are not in the cache yet; 0 when it decodes.
-    pub(super) fn prefill_left(&self) -> usize {
-        self.prefill.saturating_sub(self.fed)
+    /// Rows that it must have read before its next token, or its end.
+    pub(super) fn rows(&self) -> usize {
+        match &self.state {
+            State::Generate { .. } => self.ids.len(),
+            State::Score { .. } | State::Logits { .. } => self.reserve,
+        }
     }
 
-    /// Notes that it has left the queue.
-    pub(super) fn start(&mut self, slot: usize) {
-        self.slot = Some(slot);
-        self.started = Some(Instant::now());
+    /// The ids that it may skip where others have read them: those before the first wanted row.
+    pub(super) fn skippable(&self) -> &[u32] {
+        &self.ids[..self.wanted_from.min(self.ids.len())]
     }
 
-    /// Takes the logits at `position`; what they lead to goes to `events` or into [`Job::finished`].
-    pub(super) fn take_row(&mut self, position: usize, logits: &mut [f32], events: &mut Vec<Event>) {
-        if self.finished.is_some() {
+    /// Blocks that nobody else needs when it gives way: its own, and those that beside it only the prefix cache holds.
+    pub(super) fn own_blocks(&self) -> usize {
+        let own = |(at, block): &(usize, &Block)| block.holders() <= 1 + usize::from(*at < self.shared);
+        self.table.iter().enumerate().filter(own).count()
+    }
+
+    /// Notes that it has left the queue, and what it need not read.
+    pub(super) fn start(&mut self, table: Vec<Block>, fed: usize) {
+        (self.shared, self.table, self.fed) = (table.len(), table, fed);
+        self.started.get_or_insert_with(Instant::now);
+    }
+
+    /// Gives its blocks back and waits again. What it has said and scored stays.
+    pub(super) fn give_way(&mut self) {
+        self.wanted_from = match &self.state {
+            State::Generate { .. } => self.ids.len() - 1,
+            State::Score { .. } | State::Logits { .. } => self.wanted_from.max(self.fed),
+        };
+        self.table.clear();
+        self.draft.clear();
+        (self.fed, self.shared) = (0, 0);
+    }
+
+    /// Guesses what comes next, where trying `most` ids or fewer pays; a row costs `cost` tokens' worth of time.
+    pub(super) fn guess(&mut self, most: usize, cost: f64) {
+        self.draft.clear();
+        if let State::Generate { end, drafter, .. } = &self.state
+            && self.fed + 1 == self.ids.len()
+        {
+            // The last token of the answer is picked, never read: a guess of it would be read for nothing.
+            let room = (*end - 1).saturating_sub(self.ids.len());
+            let depth = drafter.depth(most.min(room), cost);
+            if depth > 0 {
+                self.draft = draft::guess(&self.ids, depth);
+            }
+        }
+    }
+
+    /// Notes that the step reads `rows` of its rows; more than it must are guesses.
+    pub(super) fn begin(&mut self, rows: usize) {
+        let left = self.rows() - self.fed;
+        self.draft.truncate(rows.saturating_sub(left));
+        self.must = rows.min(left);
+        self.right = self.must;
+    }
+
+    /// Takes the logits after `id` at `position`; what they lead to goes to `events` or into [`Job::finished`]. Logits
+    /// after a guess that was wrong are passed over.
+    pub(super) fn take_row(&mut self, position: usize, id: u32, logits: &mut [f32], events: &mut Vec<Event>) {
+        if self.finished.is_some() || self.ids.get(position) != Some(&id) {
             return;
         }
+        self.right = self.right.max(position + 1 - self.fed);
         let request = self.id;
         match &mut self.state {
-            State::Logits { rows, .. } => rows.extend_from_slice(logits),
+            State::Logits { first, rows } => {
+                if rows.is_empty() {
+                    *first = position;
+                }
+                rows.extend_from_slice(logits);
+            }
             _ if !all_finite(logits) => {
                 let message = format!(
                     "the model's logits at position {position} are not finite numbers: its weights are damaged or overflow"
@@ -114,7 +188,7 @@ impl Job {
                     top: sampler::top(logits, log_sum, *top),
                 });
             }
-            State::Generate { options, end_ids, seed, seen, end } => {
+            State::Generate { options, end_ids, seed, seen, end, .. } => {
                 let asked = options.logprobs.map(|n| {
                     let log_sum = sampler::log_sum_exp(logits);
                     (sampler::top(logits, log_sum, n), log_sum, logits.to_vec())
@@ -148,29 +222,36 @@ impl Job {
         }
     }
 
-    /// Notes that a step has put `rows` more into the cache, and hands over what is complete.
-    pub(super) fn fed(&mut self, rows: usize, events: &mut Vec<Event>) {
-        self.fed += rows;
+    /// Notes that the step is done, and hands over what is complete. Returns how many guesses were tried and kept.
+    pub(super) fn end(&mut self, events: &mut Vec<Event>) -> (usize, usize) {
+        let (tried, kept) = (self.draft.len(), self.right.saturating_sub(self.must));
+        self.draft.clear();
+        self.fed += self.right;
         if self.finished.is_some() {
-            return;
+            return (tried, kept);
         }
         let request = self.id;
-        let complete = self.fed >= self.prefill;
+        let complete = self.fed >= self.rows();
         match &mut self.state {
-            State::Generate { .. } => return,
+            State::Generate { drafter, .. } => {
+                drafter.learn(tried, kept);
+                return (tried, kept);
+            }
             State::Score { tokens, .. } => {
                 if complete {
                     events.push(Event::Scored { request, tokens: std::mem::take(tokens) });
                 }
             }
             State::Logits { first, rows } => {
-                events.push(Event::Logits { request, first: *first, rows: std::mem::take(rows) });
-                *first = self.fed;
+                if !rows.is_empty() {
+                    events.push(Event::Logits { request, first: *first, rows: std::mem::take(rows) });
+                }
             }
         }
         if complete {
             self.finished = Some((FinishReason::Stop, None));
         }
+        (tried, kept)
     }
 
     /// The last event of its life.

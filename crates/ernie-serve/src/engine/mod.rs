@@ -5,17 +5,27 @@
 //! planned rows (parts of prompts and one row for each answer, together), and a token for each request that got to its
 //! end. Requests come and go between steps, so short answers never wait for long ones.
 //!
-//! A request's tokens are the same alone and in any company, greedy and seeded, however its prompt is cut into chunks:
-//! the model's rows do not depend on their neighbours, and draws are keyed by seed and position.
+//! Keys and values live in blocks. A request is let in when there are free blocks for its prompt; when answers outgrow
+//! what there is, the least urgent request gives its blocks back, waits, and is computed again without losing a token.
+//! Full blocks stay after their request, so that a prompt that begins like an earlier one, or the next turn of a
+//! conversation, reads only what is new. Guesses of the next tokens are tried where that saves time.
+//!
+//! A request's tokens are the same alone and in any company, greedy and seeded, however its prompt is cut into chunks,
+//! with any of the above: the model's rows do not depend on their neighbours, and draws are keyed by seed and position.
 
+mod blocks;
+mod door;
+mod draft;
 mod job;
 mod model;
 pub mod plan;
+mod prefix;
 mod request;
 mod sampler;
+mod stats;
+mod step;
 mod watcher;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ernie_model::Decoder;
@@ -23,11 +33,15 @@ use ernie_model::Decoder;
 pub use model::{Batch, Chunk, DecoderModel, EachRow, Model};
 pub use request::{Event, FinishReason, Generate, Logprob, Request, RequestId, TokenScore, Usage, Work};
 pub use sampler::{Sampling, uniform};
+pub use stats::Stats;
 pub use watcher::{Verdict, Watcher};
 
 use crate::{Error, Result};
+use blocks::BlockPool;
+use draft::Pace;
 use job::Job;
-use plan::{Limits, Running, Waiting};
+use plan::{Limits, Urgency};
+use prefix::PrefixCache;
 
 /// Log-probabilities of other ids that a request may ask for at each position.
 pub const MAX_TOP_LOGPROBS: usize = 1000;
@@ -42,8 +56,16 @@ pub struct EngineOptions {
     /// Rows of one forward pass, at least `max_running`. Smaller gives running answers a steadier pace, larger reads
     /// prompts faster.
     pub step_tokens: usize,
-    /// Positions that the cache may hold for all requests together; `None` does not limit it.
+    /// Positions that the cache may hold for all requests together, and for those that are over, rounded down to whole
+    /// blocks; `None` does not limit it.
     pub cache_tokens: Option<usize>,
+    /// Bytes of the cache that may keep what requests have read for later ones that begin alike; 0 keeps nothing.
+    pub prefix_cache_bytes: u64,
+    /// Tokens of an answer that may be guessed and tried in one step, where that saves time; 0 never guesses.
+    pub draft_tokens: usize,
+    /// Steps of waiting that one unit of priority is worth, at least 1: a request of priority `p` is treated like one of
+    /// priority 0 that came `p` times as many steps earlier.
+    pub ageing_steps: usize,
     /// A context shorter than the model's; `None` takes the model's.
     pub context_length: Option<usize>,
     /// Keys the draws of requests that bring no seed of their own.
@@ -52,7 +74,17 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { max_running: 16, max_waiting: 4096, step_tokens: 512, cache_tokens: None, context_length: None, seed: 0 }
+        Self {
+            max_running: 16,
+            max_waiting: 4096,
+            step_tokens: 512,
+            cache_tokens: None,
+            prefix_cache_bytes: 256 << 20,
+            draft_tokens: 8,
+            ageing_steps: 64,
+            context_length: None,
+            seed: 0,
+        }
     }
 }
 
@@ -63,7 +95,11 @@ pub struct Engine {
     limits: Limits,
     vocab_size: usize,
     context_length: usize,
-    queue: VecDeque<Job>,
+    pool: BlockPool,
+    prefixes: PrefixCache,
+    pace: Pace,
+    stats: Stats,
+    queue: Vec<Job>,
     running: Vec<Job>,
     /// Events of things that happened between steps.
     pending: Vec<Event>,
@@ -99,18 +135,38 @@ impl Engine {
         if context_length == 0 || context_length > longest {
             return Err(Error::parameter("context_length", context_length, format!("1 to {longest}, the model's own")));
         }
-        let limits = Limits {
-            max_running: options.max_running,
-            step_tokens: options.step_tokens,
-            cache_tokens: options.cache_tokens.unwrap_or(usize::MAX),
+        if options.ageing_steps == 0 {
+            return Err(Error::parameter("ageing_steps", 0, "at least 1"));
+        }
+        let (block_tokens, block_bytes) = (model.block_tokens().max(1), model.block_bytes());
+        let capacity = options.cache_tokens.map_or(usize::MAX, |tokens| tokens / block_tokens);
+        if capacity == 0 {
+            let tokens = options.cache_tokens.unwrap_or(0);
+            return Err(Error::parameter("cache_tokens", tokens, format!("at least {block_tokens}, one block")));
+        }
+        let pool = BlockPool::new(capacity);
+        let kept = match (options.prefix_cache_bytes, block_bytes) {
+            (0, _) => 0,
+            (_, 0) => usize::MAX,
+            (bytes, block) => usize::try_from(bytes / block).unwrap_or(usize::MAX),
         };
+        let limits = Limits { max_running: options.max_running, step_tokens: options.step_tokens, block_tokens };
         Ok(Self {
+            prefixes: PrefixCache::new(block_tokens, kept),
+            pace: Pace::default(),
+            stats: Stats {
+                block_tokens,
+                block_bytes,
+                blocks: options.cache_tokens.map(|_| pool.capacity()),
+                ..Stats::default()
+            },
+            pool,
             vocab_size: model.vocab_size(),
             context_length,
             limits,
             model,
             options,
-            queue: VecDeque::new(),
+            queue: Vec::new(),
             running: Vec::new(),
             pending: Vec::new(),
             next_id: 0,
@@ -158,6 +214,24 @@ impl Engine {
         self.queue.is_empty() && self.running.is_empty() && self.pending.is_empty()
     }
 
+    /// What it has done and holds so far.
+    pub fn stats(&self) -> Stats {
+        let blocks_idle = self.prefixes.idle();
+        Stats {
+            waiting: self.queue.len(),
+            running: self.running.len(),
+            blocks_idle,
+            blocks_held: self.pool.used() - blocks_idle,
+            ..self.stats
+        }
+    }
+
+    /// Forgets what earlier requests have read, so that the next ones are as slow as the first; for measurements.
+    pub fn forget_prefixes(&mut self) {
+        self.prefixes.clear();
+        self.running.iter_mut().for_each(|job| job.shared = 0);
+    }
+
     /// Puts a request at the end of the queue.
     ///
     /// An answer is at most `max_tokens` long and ends with the context, whichever comes first.
@@ -173,185 +247,32 @@ impl Engine {
         let id = RequestId(self.next_id);
         // An odd multiplier spreads the request numbers over all seeds.
         let seed = self.options.seed ^ self.next_id.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let job = Job::new(id, request, self.context_length, self.model.eos_ids(), seed);
-        if job.reserve > self.limits.cache_tokens {
-            return Err(Error::TooLarge { needed_tokens: job.reserve, cache_tokens: self.limits.cache_tokens });
+        let ahead = i64::from(request.priority).saturating_mul(self.options.ageing_steps as i64);
+        let due = (self.stats.steps as i64).saturating_sub(ahead);
+        let urgency = Urgency { due, arrival: self.next_id };
+        let job = Job::new(id, request, self.context_length, self.model.eos_ids(), seed, urgency);
+        let cache_tokens = self.pool.capacity().saturating_mul(self.limits.block_tokens);
+        if job.reserve > cache_tokens {
+            return Err(Error::TooLarge { needed_tokens: job.reserve, cache_tokens });
         }
         self.next_id += 1;
-        self.queue.push_back(job);
+        self.queue.push(job);
         Ok(id)
     }
 
-    fn check(&self, request: &Request) -> Result<()> {
-        let tokens = request.prompt.len();
-        if tokens == 0 {
-            return Err(Error::EmptyPrompt);
-        }
-        let context_length = self.context_length;
-        let too_long = |what, tokens, room| Err(Error::TooLong { what, tokens, context_length, room });
-        match &request.work {
-            Work::Generate(generate) => {
-                if tokens >= context_length {
-                    return too_long("the prompt", tokens, true);
-                }
-                if generate.max_tokens == 0 {
-                    return Err(Error::parameter("max_tokens", 0, "at least 1"));
-                }
-                check_top("logprobs", generate.logprobs.unwrap_or(0))?;
-                generate.sampling.check(self.vocab_size)?;
-                self.check_ids("stop_ids", &generate.stop_ids)?;
-            }
-            Work::Score { continuation, top } => {
-                if continuation.is_empty() {
-                    return Err(Error::EmptyContinuation);
-                }
-                // The last id of a continuation is only looked up, never read.
-                let tokens = tokens.saturating_add(continuation.len()) - 1;
-                if tokens > context_length {
-                    return too_long("prompt and continuation without its last token", tokens, false);
-                }
-                check_top("top", *top)?;
-                self.check_ids("continuation", continuation)?;
-            }
-            Work::Logits => {
-                if tokens > context_length {
-                    return too_long("the prompt", tokens, false);
-                }
-            }
-        }
-        self.check_ids("prompt", &request.prompt)
-    }
-
-    fn check_ids(&self, what: &'static str, ids: &[u32]) -> Result<()> {
-        let vocab_size = self.vocab_size;
-        match ids.iter().position(|&id| id as usize >= vocab_size) {
-            Some(index) => Err(Error::UnknownId { what, id: ids[index], index, vocab_size }),
-            None => Ok(()),
-        }
-    }
-
-    /// Ends a request; its place in the cache is free at once and the next step tells of it.
+    /// Ends a request; its blocks are free at once and the next step tells of it.
     ///
     /// `false` if it is over already or never was.
     pub fn cancel(&mut self, id: RequestId) -> bool {
         let job = if let Some(at) = self.queue.iter().position(|job| job.id == id) {
-            self.queue.remove(at)
+            Some(self.queue.remove(at))
         } else if let Some(at) = self.running.iter().position(|job| job.id == id) {
             Some(self.running.remove(at))
         } else {
             None
         };
         let Some(job) = job else { return false };
-        self.retire(&job, FinishReason::Cancelled, None);
+        self.retire(job, FinishReason::Cancelled, None);
         true
     }
-
-    /// Does one forward pass and tells what came of it, in the order in which it happened.
-    ///
-    /// A request that fails (damaged weights, a model that cannot run) finishes with [`FinishReason::Error`]; the
-    /// engine lives on.
-    ///
-    /// # Errors
-    /// [`Error::Internal`] only, for a defect of the engine itself.
-    pub fn step(&mut self) -> Result<Vec<Event>> {
-        let rows = self.admit()?;
-        if !self.running.is_empty() {
-            self.forward(&rows)?;
-        }
-        let over: Vec<Job> = self.running.extract_if(.., |job| job.finished.is_some()).collect();
-        for mut job in over {
-            if let Some((reason, stop_id)) = job.finished.take() {
-                self.retire(&job, reason, stop_id);
-            }
-        }
-        Ok(std::mem::take(&mut self.pending))
-    }
-
-    /// Lets in whom the plan lets in; the rows that each running request gets.
-    fn admit(&mut self) -> Result<Vec<usize>> {
-        // The plan never looks further than this many from the head.
-        let waiting: Vec<Waiting> = self
-            .queue
-            .iter()
-            .take(self.limits.max_running)
-            .map(|job| Waiting { prefill: job.prefill, reserve: job.reserve })
-            .collect();
-        let running: Vec<Running> =
-            self.running.iter().map(|job| Running { prefill_left: job.prefill_left(), reserve: job.reserve }).collect();
-        let plan = plan::plan(&self.limits, &waiting, &running);
-        let mut rows = plan.rows;
-        for _ in 0..plan.admit {
-            let Some(mut job) = self.queue.pop_front() else {
-                return Err(Error::Internal("the plan admits more than the queue holds".into()));
-            };
-            match self.model.open_slot() {
-                Ok(slot) => {
-                    job.start(slot);
-                    self.running.push(job);
-                }
-                Err(error) => {
-                    rows.remove(self.running.len());
-                    self.retire(&job, FinishReason::Error(error.to_string()), None);
-                }
-            }
-        }
-        Ok(rows)
-    }
-
-    /// Runs the planned rows of all running requests in one pass.
-    fn forward(&mut self, rows: &[usize]) -> Result<()> {
-        let (batch, busy) = self.batch(rows)?;
-        let (running, events) = (&mut self.running, &mut self.pending);
-        let outcome = self.model.forward(&batch, &mut |chunk, row, logits| {
-            let part = &batch.chunks[chunk];
-            running[busy[chunk]].take_row(part.past + row - part.rows.start, logits, events);
-        });
-        for (&at, chunk) in busy.iter().zip(&batch.chunks) {
-            match &outcome {
-                Ok(()) => running[at].fed(chunk.rows.len(), events),
-                Err(error) => {
-                    let reason = FinishReason::Error(error.to_string());
-                    running[at].finished = Some((reason, None));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Gathers the planned rows, and for each chunk the index of the running request that it belongs to.
-    fn batch(&self, rows: &[usize]) -> Result<(Batch, Vec<usize>)> {
-        let mut batch = Batch::default();
-        let mut busy = Vec::with_capacity(self.running.len());
-        for (at, (job, &count)) in self.running.iter().zip(rows).enumerate() {
-            if count == 0 {
-                continue;
-            }
-            let from = batch.ids.len();
-            let ids = job.ids.get(job.fed..job.fed + count);
-            let (Some(ids), Some(slot)) = (ids, job.slot) else {
-                return Err(Error::Internal(format!("request {} has no {count} rows to run", job.id)));
-            };
-            batch.ids.extend_from_slice(ids);
-            let rows = from..from + count;
-            let skip = job.wanted_from.saturating_sub(job.fed).min(count);
-            batch.chunks.push(Chunk { slot, past: job.fed, wanted: from + skip..rows.end, rows });
-            busy.push(at);
-        }
-        Ok((batch, busy))
-    }
-
-    fn retire(&mut self, job: &Job, reason: FinishReason, stop_id: Option<u32>) {
-        if let Some(slot) = job.slot {
-            self.model.close_slot(slot);
-        }
-        tracing::debug!(request = job.id.0, reason = reason.name(), "finished");
-        self.pending.push(job.finish(reason, stop_id));
-    }
-}
-
-fn check_top(name: &'static str, n: usize) -> Result<()> {
-    if n > MAX_TOP_LOGPROBS {
-        return Err(Error::parameter(name, n, format!("at most {MAX_TOP_LOGPROBS}")));
-    }
-    Ok(())
 }

@@ -1,12 +1,12 @@
-//! The model as the engine sees it: rows in, logits out, and a place in the cache for each running request.
+//! The model as the engine sees it: rows in, logits out, keys and values kept in numbered blocks.
 //!
-//! [`DecoderModel`] is the one that matters. The trait is the seam where a paged cache enters later, and where tests
-//! and load studies put a model whose answers can be computed on paper.
+//! [`DecoderModel`] is the one that matters. The trait is the seam where tests and load studies put a model whose
+//! answers can be computed on paper. Which block belongs to whom is the engine's business; the model stores.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use ernie_model::{ContiguousCache, Decoder, Tokens};
+use ernie_model::{Decoder, PAGE, PagedCache, Tokens};
 use ernie_nn::{Value, no_grad};
 
 use crate::Result;
@@ -23,8 +23,9 @@ pub struct Batch {
 /// One request's part of a [`Batch`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
-    /// The request's place in the cache.
-    pub slot: usize,
+    /// The request's blocks, in the order of positions, as many as its rows need. The block of position `p` is entry
+    /// `p / block_tokens`. Blocks before `past` may stand in other chunks too; those written never do.
+    pub blocks: Vec<u32>,
     /// Rows of the batch.
     pub rows: Range<usize>,
     /// Positions of this request already in the cache: the first row's position.
@@ -44,14 +45,15 @@ pub trait Model: Send {
     fn context_length(&self) -> usize;
     /// Ids by which the model says that it is done.
     fn eos_ids(&self) -> &[u32];
-    /// Gives a sequence a place in the cache.
-    ///
-    /// # Errors
-    /// When there is no room.
-    fn open_slot(&mut self) -> Result<usize>;
-    /// Gives a place back, with all it holds.
-    fn close_slot(&mut self, slot: usize);
-    /// Runs the batch, extends the cache by its rows and hands over the wanted logits.
+    /// Positions of a block, at least 1.
+    fn block_tokens(&self) -> usize {
+        PAGE
+    }
+    /// Bytes of a block; 0 for a model that stores nothing.
+    fn block_bytes(&self) -> u64 {
+        0
+    }
+    /// Runs the batch, puts its rows into their blocks and hands over the wanted logits.
     ///
     /// A row's logits must be the same bits whatever else is in the batch and however a prompt is cut into chunks.
     ///
@@ -63,17 +65,17 @@ pub trait Model: Send {
 /// Rows of logits that exist at the same time, so that a long prompt does not need `[tokens, vocab]` at once.
 const LOGIT_ROWS: usize = 64;
 
-/// A decoder with a contiguous cache.
+/// A decoder with a paged cache.
 pub struct DecoderModel {
     decoder: Arc<Decoder>,
-    cache: ContiguousCache,
+    cache: PagedCache,
     eos_ids: Vec<u32>,
 }
 
 impl DecoderModel {
     /// Puts an empty cache beside `decoder`.
     pub fn new(decoder: Arc<Decoder>) -> Self {
-        let cache = ContiguousCache::new(decoder.config());
+        let cache = PagedCache::new(decoder.config());
         let eos_ids = decoder.config().eos_token_ids.clone();
         Self { decoder, cache, eos_ids }
     }
@@ -97,19 +99,16 @@ impl Model for DecoderModel {
         &self.eos_ids
     }
 
-    fn open_slot(&mut self) -> Result<usize> {
-        Ok(self.cache.add_slot())
-    }
-
-    fn close_slot(&mut self, slot: usize) {
-        self.cache.free(slot);
+    fn block_bytes(&self) -> u64 {
+        self.cache.block_bytes()
     }
 
     fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> Result<()> {
         let mut tokens = Tokens::default();
-        for chunk in &batch.chunks {
-            tokens.push(chunk.slot, chunk.past, &batch.ids[chunk.rows.clone()]);
+        for (index, chunk) in batch.chunks.iter().enumerate() {
+            tokens.push(index, chunk.past, &batch.ids[chunk.rows.clone()]);
         }
+        self.cache.begin(batch.chunks.iter().map(|chunk| chunk.blocks.as_slice()), &tokens.spans)?;
         let wanted: Vec<(usize, usize)> = batch
             .chunks
             .iter()

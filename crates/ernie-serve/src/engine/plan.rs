@@ -1,13 +1,14 @@
-//! The plan of a step: who is let in, and how many rows each running request gets.
+//! The plan of a step: who gives way, who is let in, and how many rows each request gets.
 //!
 //! A pure function of numbers: it sees neither ids nor tensors nor the clock, which is why its promises can be tested
 //! over any history. The promises:
 //!
-//! * a step never exceeds [`Limits::step_tokens`] rows nor [`Limits::max_running`] requests, and what has been let in
-//!   never needs more than [`Limits::cache_tokens`] positions, even if every answer grows to its full length;
-//! * every request that decodes gets its one row in every step: a long prompt never stalls an answer;
-//! * the oldest request that still reads its prompt gets at least one row in every step, and the head of the queue is
-//!   let in before anyone behind it: nobody starves.
+//! * a step never exceeds [`Limits::step_tokens`] rows nor [`Limits::max_running`] requests, nor the blocks there are;
+//! * every request that has one row left to read (an answer that grows, most of all) gets it in every step while there
+//!   are blocks: a long prompt never stalls an answer;
+//! * where blocks are short, the least urgent request gives its own back, and only to a more urgent one; the most
+//!   urgent never gives way and gets a row in every step, save one in which blocks that others shared become free;
+//! * the most urgent of the queue is let in before anyone behind it, and waiting makes urgent: nobody starves.
 
 /// What a step may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,176 +17,138 @@ pub struct Limits {
     pub max_running: usize,
     /// Rows (tokens) of one forward pass. At least `max_running`.
     pub step_tokens: usize,
-    /// Positions that the cache may hold in all.
-    pub cache_tokens: usize,
+    /// Positions of a block of the cache, at least 1.
+    pub block_tokens: usize,
 }
 
-/// A request in the queue, oldest first.
+/// How urgent a request is. It never changes, so whoever is the most urgent stays so until it is done, and only a
+/// bounded number of later arrivals can come before anyone: waiting makes urgent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Urgency {
+    /// The step in which it came, less so many for each unit of its priority; lower is more urgent.
+    pub due: i64,
+    /// Its number among all arrivals; lower is more urgent among equals.
+    pub arrival: u64,
+}
+
+/// A request in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Waiting {
-    /// Rows of its prompt.
-    pub prefill: usize,
-    /// Positions that it may come to need.
-    pub reserve: usize,
+    /// How urgent it is.
+    pub urgency: Urgency,
+    /// Rows that it must read before it answers, those that an earlier request has read included.
+    pub rows: usize,
+    /// Rows of these that are in the cache: whole blocks, fewer than `rows`.
+    pub cached: usize,
+    /// Blocks of these that nobody holds now; they are free until it is let in.
+    pub idle: usize,
 }
 
-/// A request that runs, in the order of admission.
+/// A request that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Running {
-    /// Rows of its prompt that are not in the cache yet; 0 when it decodes.
-    pub prefill_left: usize,
-    /// Positions that it may come to need.
-    pub reserve: usize,
+    /// How urgent it is.
+    pub urgency: Urgency,
+    /// Positions in the cache.
+    pub past: usize,
+    /// Rows to read before its next token, at least 1.
+    pub left: usize,
+    /// Rows that it would like to try beyond these.
+    pub draft: usize,
+    /// Blocks that it holds.
+    pub held: usize,
+    /// Blocks of these that become free when it gives way.
+    pub own: usize,
 }
 
-/// What a step does.
+/// What a step does, in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
-    /// How many from the head of the queue are let in.
-    pub admit: usize,
-    /// Rows for each running request, the newly admitted ones at the end. 0 means it sits this step out.
+    /// Who gives its blocks back and returns to the queue: indices of `running`.
+    pub preempt: Vec<usize>,
+    /// Rows for each of `running`; 0 means it sits this step out.
     pub rows: Vec<usize>,
+    /// Who is let in, most urgent first: indices of `waiting`, and rows of each beyond `cached`.
+    pub admit: Vec<(usize, usize)>,
 }
 
-/// Plans a step.
-pub fn plan(limits: &Limits, waiting: &[Waiting], running: &[Running]) -> Plan {
-    let mut reserved = running.iter().fold(0usize, |sum, r| sum.saturating_add(r.reserve));
-    let mut prefill: Vec<usize> = running.iter().map(|r| r.prefill_left).collect();
-    let decoding = prefill.iter().filter(|&&left| left == 0).count();
-    let mut budget = limits.step_tokens.saturating_sub(decoding);
-    let mut asked = prefill.iter().fold(0usize, |sum, &left| sum.saturating_add(left));
+/// Plans a step. `free` counts the blocks that nobody needs: unused ones, and cached ones that nobody holds.
+pub fn plan(limits: &Limits, free: usize, waiting: &[Waiting], running: &[Running]) -> Plan {
+    let blocks = |positions: usize| positions.div_ceil(limits.block_tokens);
+    let mut free = free;
+    let mut rows = vec![0; running.len()];
+    let mut gone = vec![false; running.len()];
+    let mut order: Vec<usize> = (0..running.len()).collect();
+    order.sort_by_key(|&at| running[at].urgency);
+    let single = running.iter().filter(|r| r.left == 1).count();
+    let mut budget = limits.step_tokens.saturating_sub(single);
 
-    // Letting a request in that would get no row would only hold its reservation idle.
-    let mut admit = 0;
-    for request in waiting {
-        let needed = reserved.saturating_add(request.reserve);
-        if prefill.len() >= limits.max_running || needed > limits.cache_tokens || asked >= budget {
-            break;
+    // Blocks for what runs, the most urgent first.
+    for (rank, &at) in order.iter().enumerate() {
+        let r = &running[at];
+        let wish = if r.left == 1 { 1 } else { r.left.min(budget) };
+        if gone[at] || wish == 0 {
+            continue;
         }
-        reserved = needed;
-        asked = asked.saturating_add(request.prefill);
-        prefill.push(request.prefill);
-        admit += 1;
+        let missing = blocks(r.past.saturating_add(wish)).saturating_sub(r.held);
+        while missing > free {
+            let Some(&victim) = order[rank + 1..].iter().rev().find(|&&other| !gone[other]) else { break };
+            gone[victim] = true;
+            free += running[victim].own;
+            budget += usize::from(running[victim].left == 1);
+        }
+        let room = r.held.saturating_add(free).saturating_mul(limits.block_tokens).saturating_sub(r.past);
+        rows[at] = wish.min(room);
+        free -= blocks(r.past + rows[at]).saturating_sub(r.held).min(free);
+        if r.left > 1 {
+            budget -= rows[at];
+        }
+    }
+    let preempt: Vec<usize> = (0..running.len()).filter(|&at| gone[at]).collect();
+
+    let mut admit = Vec::new();
+    // Who has just given way would come back at once, to give way again.
+    if preempt.is_empty() {
+        // Prompts that were let in get the blocks they still need, and each answer may grow by one: room beyond that
+        // is free.
+        let promised = running.iter().zip(&rows).map(|(r, &rows)| {
+            let whole = blocks(r.past.saturating_add(r.left)).max(r.held);
+            1 + whole.saturating_sub(blocks(r.past + rows).max(r.held))
+        });
+        let mut promised: usize = promised.sum();
+        let mut queue: Vec<usize> = (0..waiting.len()).collect();
+        queue.sort_by_key(|&at| waiting[at].urgency);
+        for at in queue {
+            let w = &waiting[at];
+            let (found, whole) = (blocks(w.cached), blocks(w.rows));
+            let needed = whole.saturating_sub(found).saturating_add(w.idle).saturating_add(promised);
+            if running.len() + admit.len() >= limits.max_running || budget == 0 || needed > free {
+                break;
+            }
+            let rows = (w.rows - w.cached).min(budget);
+            budget -= rows;
+            let taken = blocks(w.cached + rows);
+            free -= taken - found + w.idle;
+            promised += 1 + whole - taken;
+            admit.push((at, rows));
+        }
     }
 
-    let rows = prefill
-        .iter()
-        .map(|&left| {
-            if left == 0 {
-                return 1;
-            }
-            let rows = left.min(budget);
-            budget -= rows;
-            rows
-        })
-        .collect();
-    Plan { admit, rows }
+    // What is left over goes to drafts, which never cost anybody a block.
+    for &at in &order {
+        let r = &running[at];
+        if rows[at] == 0 || r.left > 1 {
+            continue;
+        }
+        let held = blocks(r.past + 1).max(r.held);
+        let room = held.saturating_add(free).saturating_mul(limits.block_tokens).saturating_sub(r.past + 1);
+        let extra = r.draft.min(budget).min(room);
+        rows[at] += extra;
+        budget -= extra;
+        free -= (blocks(r.past + 1 + extra).max(held) - held).min(free);
+    }
+    Plan { preempt, rows, admit }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const LIMITS: Limits = Limits { max_running: 4, step_tokens: 8, cache_tokens: 100 };
-
-    fn waiting(prefill: usize) -> Waiting {
-        Waiting { prefill, reserve: prefill + 4 }
-    }
-
-    fn running(prefill_left: usize) -> Running {
-        Running { prefill_left, reserve: prefill_left + 4 }
-    }
-
-    #[test]
-    fn decode_rows_come_first_and_prompts_share_the_rest_in_order() {
-        let plan = plan(&LIMITS, &[waiting(3)], &[running(0), running(20), running(0)]);
-        assert_eq!(plan, Plan { admit: 0, rows: vec![1, 6, 1] });
-    }
-
-    #[test]
-    fn several_prompts_fit_into_one_step() {
-        let plan = plan(&LIMITS, &[waiting(3), waiting(2), waiting(9), waiting(1)], &[]);
-        assert_eq!(plan, Plan { admit: 3, rows: vec![3, 2, 3] });
-    }
-
-    #[test]
-    fn the_head_of_the_queue_is_never_overtaken() {
-        let head = Waiting { prefill: 2, reserve: 99 };
-        let plan = plan(&LIMITS, &[head, waiting(1)], &[running(0)]);
-        assert_eq!(plan, Plan { admit: 0, rows: vec![1] });
-    }
-
-    /// One life of an imaginary engine: what a request still has to do.
-    #[derive(Debug, Clone)]
-    struct Life {
-        prefill: usize,
-        decode: usize,
-        reserve: usize,
-        waited_steps: usize,
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(200))]
-
-        /// Two hundred histories of at least a hundred random arrivals, steps and cancellations each.
-        #[test]
-        fn histories_keep_the_promises(
-            max_running in 1usize..6,
-            extra in 0usize..12,
-            cache_tokens in 20usize..60,
-            events in prop::collection::vec((0u8..4, 1usize..20, 1usize..8), 100..200),
-        ) {
-            let limits = Limits { max_running, step_tokens: max_running + extra, cache_tokens };
-            let mut queue: Vec<Life> = Vec::new();
-            let mut active: Vec<Life> = Vec::new();
-            let step = |queue: &mut Vec<Life>, active: &mut Vec<Life>| -> Result<(), TestCaseError> {
-                let w: Vec<_> = queue.iter().map(|l| Waiting { prefill: l.prefill, reserve: l.reserve }).collect();
-                let r: Vec<_> = active.iter().map(|l| Running { prefill_left: l.prefill, reserve: l.reserve }).collect();
-                let p = plan(&limits, &w, &r);
-                prop_assert!(p.admit <= queue.len());
-                active.extend(queue.drain(..p.admit));
-                prop_assert_eq!(p.rows.len(), active.len());
-                prop_assert!(active.len() <= limits.max_running);
-                prop_assert!(p.rows.iter().sum::<usize>() <= limits.step_tokens);
-                prop_assert!(active.iter().map(|l| l.reserve).sum::<usize>() <= limits.cache_tokens);
-                if let Some(oldest) = active.iter().position(|l| l.prefill > 0) {
-                    prop_assert!(p.rows[oldest] > 0, "the oldest prompt stands still");
-                }
-                prop_assert!(!active.is_empty() || queue.is_empty(), "work waits and nothing runs");
-                for (life, &rows) in active.iter_mut().zip(&p.rows) {
-                    if life.prefill == 0 {
-                        prop_assert_eq!(rows, 1);
-                        life.decode -= 1;
-                    } else {
-                        prop_assert!(rows <= life.prefill);
-                        life.prefill -= rows;
-                    }
-                }
-                active.retain(|l| l.prefill > 0 || l.decode > 0);
-                for life in queue.iter_mut() {
-                    life.waited_steps += 1;
-                    // Everything ahead of a request is at most 200 lives of 20 + 8 rows; far below this, nobody waits.
-                    prop_assert!(life.waited_steps < 200 * 28, "starved");
-                }
-                Ok(())
-            };
-            for (kind, a, b) in events {
-                match kind {
-                    0 | 1 if a + b <= cache_tokens => {
-                        queue.push(Life { prefill: a, decode: b, reserve: a + b, waited_steps: 0 });
-                    }
-                    2 if !active.is_empty() => { active.remove(a % active.len()); }
-                    2 if !queue.is_empty() => { queue.remove(b % queue.len()); }
-                    _ => step(&mut queue, &mut active)?,
-                }
-            }
-            let mut left = 200 * 28;
-            while !(queue.is_empty() && active.is_empty()) {
-                prop_assert!(left > 0, "the queue never empties");
-                left -= 1;
-                step(&mut queue, &mut active)?;
-            }
-        }
-    }
-}
+mod tests;

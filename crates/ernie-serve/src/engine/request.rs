@@ -20,22 +20,31 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// What is asked.
     pub work: Work,
+    /// Higher is let in sooner and gives way later; 0 is usual. Nobody waits for ever: see
+    /// [`super::EngineOptions::ageing_steps`].
+    pub priority: i32,
 }
 
 impl Request {
     /// Asks for an answer to `prompt`.
     pub fn generate(prompt: Vec<u32>, generate: Generate) -> Self {
-        Self { prompt, work: Work::Generate(generate) }
+        Self { prompt, work: Work::Generate(generate), priority: 0 }
     }
 
     /// Asks for the log-probability of each id of `continuation` after `prompt`.
     pub fn score(prompt: Vec<u32>, continuation: Vec<u32>) -> Self {
-        Self { prompt, work: Work::Score { continuation, top: 0 } }
+        Self { prompt, work: Work::Score { continuation, top: 0 }, priority: 0 }
     }
 
     /// Asks for the logits at every position of `prompt`.
     pub fn logits(prompt: Vec<u32>) -> Self {
-        Self { prompt, work: Work::Logits }
+        Self { prompt, work: Work::Logits, priority: 0 }
+    }
+
+    /// The same request with another priority.
+    #[must_use]
+    pub fn with_priority(self, priority: i32) -> Self {
+        Self { priority, ..self }
     }
 }
 

@@ -216,13 +216,14 @@ impl Session {
             let mut over: Option<(FinishReason, Usage)> = None;
             for event in events.into_iter().filter(|event| event.request() == request) {
                 match event {
-                    Event::Token { id, .. } => {
+                    // A step may bring several tokens; who has had enough hears no more of them.
+                    Event::Token { id, .. } if !broken_off => {
                         ids.push(id);
                         let more = stream.as_mut().map(|stream| stream.push(id)).unwrap_or_default();
                         broken_off |= show(&more, &mut text, on_text);
                     }
                     Event::Finished { reason, usage, .. } => over = Some((reason, usage)),
-                    Event::Scored { .. } | Event::Logits { .. } => {}
+                    Event::Token { .. } | Event::Scored { .. } | Event::Logits { .. } => {}
                 }
             }
             match over {
@@ -241,10 +242,10 @@ impl Session {
         show(&tail, &mut text, on_text);
         Ok(Answer {
             text: with_text.then_some(text),
+            completion_tokens: ids.len(),
             ids,
             finish_reason,
             prompt_tokens: usage.prompt_tokens,
-            completion_tokens: usage.completion_tokens,
             prefill_s: usage.prefill_s,
             decode_s: usage.decode_s,
         })

@@ -1,5 +1,6 @@
-//! A model whose answers can be computed on paper: each row's logits are a hash of the ids up to it. It checks, as it
-//! runs, that the engine keeps its side of the contract, and counts the places it has given away.
+//! A model whose answers can be computed on paper: each row's logits are a hash of the ids up to it, as the blocks of
+//! its cache hold them. So a block that was shared wrongly, freed early or not rolled back gives wrong answers. It
+//! checks, as it runs, that the engine keeps its side of the contract.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -7,13 +8,13 @@ use std::sync::{Arc, Mutex};
 use ernie_serve::engine::{Batch, EachRow, Model};
 
 pub(crate) const VOCAB: usize = 23;
+pub(crate) const BLOCK: usize = 4;
 
 /// What a test wants to know of a [`FakeModel`] while the engine owns it.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    /// Ids in each place given away.
-    pub(crate) slots: HashMap<usize, Vec<u32>>,
-    pub(crate) next_slot: usize,
+    /// Ids in each block that was ever written.
+    pub(crate) blocks: HashMap<u32, [Option<u32>; BLOCK]>,
     /// Rows of each forward pass.
     pub(crate) rows: Vec<usize>,
     /// The next forward pass fails.
@@ -26,12 +27,18 @@ pub(crate) struct FakeModel {
     pub(crate) ledger: Arc<Mutex<Ledger>>,
     pub(crate) context: usize,
     pub(crate) eos: Vec<u32>,
+    /// How many ids back the logits depend on. A short memory makes answers repeat themselves.
+    pub(crate) memory: usize,
 }
 
 impl FakeModel {
     pub(crate) fn new(context: usize, eos: &[u32]) -> (Box<Self>, Arc<Mutex<Ledger>>) {
+        Self::with_memory(context, eos, usize::MAX)
+    }
+
+    pub(crate) fn with_memory(context: usize, eos: &[u32], memory: usize) -> (Box<Self>, Arc<Mutex<Ledger>>) {
         let ledger = Arc::new(Mutex::new(Ledger::default()));
-        (Box::new(Self { ledger: ledger.clone(), context, eos: eos.to_vec() }), ledger)
+        (Box::new(Self { ledger: ledger.clone(), context, eos: eos.to_vec(), memory }), ledger)
     }
 }
 
@@ -48,11 +55,11 @@ pub(crate) fn logits_after(ids: &[u32]) -> Vec<f32> {
         .collect()
 }
 
-/// The greedy answer to `prompt`, ignoring end-of-sequence.
-pub(crate) fn greedy(prompt: &[u32], tokens: usize) -> Vec<u32> {
+/// The greedy answer to `prompt` of a model that sees `memory` ids back, ignoring end-of-sequence.
+pub(crate) fn greedy_of(prompt: &[u32], tokens: usize, memory: usize) -> Vec<u32> {
     let mut ids = prompt.to_vec();
     for _ in 0..tokens {
-        let logits = logits_after(&ids);
+        let logits = logits_after(&ids[ids.len().saturating_sub(memory)..]);
         let best = (0..VOCAB).fold(0, |best, id| if logits[id] > logits[best] { id } else { best });
         ids.push(best as u32);
     }
@@ -72,17 +79,12 @@ impl Model for FakeModel {
         &self.eos
     }
 
-    fn open_slot(&mut self) -> ernie_serve::Result<usize> {
-        let mut ledger = self.ledger.lock().unwrap();
-        let slot = ledger.next_slot;
-        ledger.next_slot += 1;
-        ledger.slots.insert(slot, Vec::new());
-        Ok(slot)
+    fn block_tokens(&self) -> usize {
+        BLOCK
     }
 
-    fn close_slot(&mut self, slot: usize) {
-        let held = self.ledger.lock().unwrap().slots.remove(&slot);
-        assert!(held.is_some(), "slot {slot} was given back twice or never given away");
+    fn block_bytes(&self) -> u64 {
+        1
     }
 
     fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> ernie_serve::Result<()> {
@@ -99,13 +101,24 @@ impl Model for FakeModel {
             assert!(chunk.wanted.start >= chunk.rows.start && chunk.wanted.end <= chunk.rows.end);
             next = chunk.rows.end;
             let poison = ledger.poison;
-            let held = ledger.slots.get_mut(&chunk.slot).expect("the slot is open");
-            assert_eq!(held.len(), chunk.past, "positions follow each other");
+            let end = chunk.past + chunk.rows.len();
+            assert!(end <= self.context, "the context is kept");
+            assert_eq!(chunk.blocks.len(), end.div_ceil(BLOCK), "as many blocks as rows need");
+            for block in &chunk.blocks[chunk.past / BLOCK..] {
+                let held = batch.chunks.iter().flat_map(|other| &other.blocks).filter(|&other| other == block);
+                assert_eq!(held.count(), 1, "block {block} is written and shared");
+            }
+            let read = |position: usize| {
+                let block = ledger.blocks.get(&chunk.blocks[position / BLOCK]).expect("the block was written");
+                block[position % BLOCK].expect("the position was written")
+            };
+            let mut held: Vec<u32> = (0..chunk.past).map(read).collect();
             for row in chunk.rows.clone() {
+                let block = ledger.blocks.entry(chunk.blocks[held.len() / BLOCK]).or_default();
+                block[held.len() % BLOCK] = Some(batch.ids[row]);
                 held.push(batch.ids[row]);
-                assert!(held.len() <= self.context, "the context is kept");
                 if chunk.wanted.contains(&row) {
-                    let mut logits = logits_after(held);
+                    let mut logits = logits_after(&held[held.len().saturating_sub(self.memory)..]);
                     if poison == Some(batch.ids[row]) {
                         logits[3] = f32::NAN;
                     }

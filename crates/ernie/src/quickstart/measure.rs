@@ -1,7 +1,7 @@
 //! How good, how large and how fast the quickstart's model is, beside two baselines.
 
 use crate::{
-    commands::{eval::TOGETHER, generate::engine},
+    commands::eval::TOGETHER,
     failure::{Failure, Result},
     printer::Printer,
     report::LayerLoad,
@@ -13,7 +13,7 @@ use ernie_eval::{
 };
 use ernie_model::{Decoder, ModelSource, Probe, Tokens, WeightsAs};
 use ernie_nn::{no_grad, ops::Routing};
-use ernie_serve::engine::{Event, Generate, Request};
+use ernie_serve::engine::{Engine, EngineOptions, Event, Generate, Request};
 use std::path::Path;
 
 /// What one form of the weights is worth.
@@ -56,7 +56,10 @@ pub(super) fn quality(model: &Path, weights: WeightsAs, printer: &Printer) -> Re
     let loaded = ernie_model::load(&ModelSource::Folder(model.to_owned()), weights)?;
     let tokenizer = Tokenizer::from_folder(model)?;
     let weight_bytes = loaded.decoder.weight_bytes();
-    let mut engine = engine(loaded.decoder, TOGETHER)?;
+    // Speed is that of the model alone: nothing remembered between repeats, nothing guessed.
+    let options =
+        EngineOptions { max_running: TOGETHER, prefix_cache_bytes: 0, draft_tokens: 0, ..EngineOptions::default() };
+    let mut engine = Engine::new(loaded.decoder, options)?;
     let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer };
     let report = Perplexity.run(&mut subject, &EvalOptions::default(), &mut |_, _| {})?;
     let value = |name: &str| {

@@ -1,28 +1,10 @@
-//! Where keys and values of running sequences live.
+//! The plain cache: one growing buffer a sequence, layer and side.
 
 use ernie_nn::ops::{CacheView, attention_over_cache};
 use ernie_nn::{Heads, Value};
 
-use super::Span;
+use super::{KvCache, Span};
 use crate::{Error, ModelConfig, Result};
-
-/// Keys and values of sequences, by slot. The seam where a paged cache enters.
-pub trait KvCache {
-    /// Appends the new keys and values of each span to its sequence and attends over all of it.
-    ///
-    /// # Shapes
-    /// `q: [T, N · D]`, `k, v: [T, K · D]`, after RoPE → `[T, N · D]`.
-    ///
-    /// # Errors
-    /// [`Error::Request`] if a span does not continue its sequence where that ends.
-    fn attend(&mut self, layer: usize, q: &Value, k: &Value, v: &Value, spans: &[Span], heads: Heads) -> Result<Value>;
-
-    /// How many positions the sequence in `slot` holds; 0 for an empty or unknown slot.
-    fn past(&self, slot: usize) -> usize;
-
-    /// Forgets positions from `length` on.
-    fn truncate(&mut self, slot: usize, length: usize);
-}
 
 /// A cache of one growing f32 buffer a sequence, layer and side.
 pub struct ContiguousCache {
@@ -70,6 +52,22 @@ impl ContiguousCache {
         self.slots.iter().flatten().count()
     }
 
+    /// How many positions the sequence in `slot` holds; 0 for an empty or unknown slot.
+    pub fn past(&self, slot: usize) -> usize {
+        let sequence = self.slots.get(slot).and_then(Option::as_ref);
+        sequence.and_then(|sequence| sequence.layers.last()).map_or(0, |(keys, _)| keys.len() / self.width.max(1))
+    }
+
+    /// Forgets positions from `length` on.
+    pub fn truncate(&mut self, slot: usize, length: usize) {
+        if let Some(sequence) = self.slots.get_mut(slot).and_then(Option::as_mut) {
+            for (keys, values) in &mut sequence.layers {
+                keys.truncate(length * self.width);
+                values.truncate(length * self.width);
+            }
+        }
+    }
+
     /// Bytes held by all sequences.
     pub fn bytes(&self) -> u64 {
         let sequence = |sequence: &Sequence| {
@@ -109,19 +107,5 @@ impl KvCache for ContiguousCache {
         let views: Option<Vec<_>> = spans.iter().map(view).collect();
         let views = views.ok_or_else(|| Error::Request("a span lies outside the cache".into()))?;
         Ok(attention_over_cache(q, &views, spans, heads)?)
-    }
-
-    fn past(&self, slot: usize) -> usize {
-        let sequence = self.slots.get(slot).and_then(Option::as_ref);
-        sequence.and_then(|sequence| sequence.layers.last()).map_or(0, |(keys, _)| keys.len() / self.width.max(1))
-    }
-
-    fn truncate(&mut self, slot: usize, length: usize) {
-        if let Some(sequence) = self.slots.get_mut(slot).and_then(Option::as_mut) {
-            for (keys, values) in &mut sequence.layers {
-                keys.truncate(length * self.width);
-                values.truncate(length * self.width);
-            }
-        }
     }
 }
