@@ -9,7 +9,7 @@ mod need;
 
 use std::time::Instant;
 
-use ernie_serve::engine::{Engine, Event, FinishReason, Generate, Request, RequestId, Verdict, Watcher};
+use ernie_serve::engine::{Engine, EngineOptions, Event, FinishReason, Generate, Request, RequestId, Verdict, Watcher};
 
 use crate::{Error, Result};
 pub use need::{Need, Roof};
@@ -116,9 +116,22 @@ impl Workload {
     }
 }
 
+/// An engine's options for measuring up to `batch` sequences: nothing is guessed and nothing remembered, so that each token
+/// is computed.
+pub fn options(batch: usize) -> EngineOptions {
+    EngineOptions {
+        max_running: batch,
+        max_waiting: batch,
+        step_tokens: STEP_TOKENS.saturating_add(batch),
+        prefix_cache_bytes: 0,
+        draft_tokens: 0,
+        ..EngineOptions::default()
+    }
+}
+
 /// Measures reading and writing, `repeat` times each, after one warm-up of both.
 ///
-/// `engine` is idle and was made for at least `batch` requests at once; `progress` is told how many of
+/// `engine` is idle and was made with [`options`] for at least `batch` sequences; `progress` is told how many of
 /// the `repeat + 1` rounds are done.
 ///
 /// # Errors

@@ -49,7 +49,7 @@ fn figure_of(value: f64) -> String {
 }
 
 fn draw(points: &[SweepPoint], axis: &str, width: f64, height: f64) -> String {
-    let (left, top, bottom) = (40.0, 20.0, 52.0);
+    let (left, top, bottom) = (40.0, 20.0, 60.0);
     let highest = points.iter().map(|p| p.measured.max(p.limit)).fold(0.0, f64::max);
     let y = Scale::new((0.0, highest), (height - bottom, top));
     let mut out = String::new();

@@ -10,14 +10,14 @@ use crate::{
     printer::{self, Printer},
     progress::{Progress, Unit},
 };
-use ernie_eval::speed::{self, Need, Roof, STEP_TOKENS, Speed, Spread, Workload};
+use ernie_eval::speed::{self, Need, Roof, Speed, Spread, Workload};
 use ernie_kernels::limits::Limits;
 use ernie_model::{ModelConfig, WeightsAs, weights::Weights};
-use ernie_serve::engine::{Engine, EngineOptions};
+use ernie_serve::engine::Engine;
 use serde_json::{Value, json};
 
-/// Bytes of one number in the engine's cache.
-const KV_BYTES: usize = 4;
+/// Bytes of one number in the widest cache that an engine has.
+const WIDEST_KV_BYTES: usize = 4;
 
 /// The model that is measured, as far as its needs go, and the limits of the run.
 pub(super) struct Bench {
@@ -26,6 +26,8 @@ pub(super) struct Bench {
     pub(super) threads: usize,
     pub(super) config: ModelConfig,
     pub(super) weight_bytes: u64,
+    /// What one position of one sequence takes in the engine's cache.
+    pub(super) kv_bytes_per_token: u64,
     pub(super) limits: Limits,
     pub(super) roof: Roof,
     /// The arithmetic that the roof is of.
@@ -51,8 +53,8 @@ impl Bench {
     }
 
     pub(super) fn decode_limit(&self, workload: &Workload) -> Allowed {
-        let kv = self.config.kv_bytes_per_token(KV_BYTES);
-        self.allowed(&Need::decode(&self.config, self.weight_bytes, kv, workload), workload.batch)
+        let need = Need::decode(&self.config, self.weight_bytes, self.kv_bytes_per_token, workload);
+        self.allowed(&need, workload.batch)
     }
 
     fn allowed(&self, need: &Need, tokens: usize) -> Allowed {
@@ -80,13 +82,12 @@ pub(super) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit
     // Tables only: what cannot fit is refused before the weights are loaded.
     let config = Weights::open(&model.source(args.seed), WeightsAs::Native)?.config().clone();
     workload.check(config.max_position_embeddings)?;
-    let kv_bytes = kv_bytes(&config, &workload)?;
+    has_room(&config, &workload)?;
     let loaded = model.load(args.weights, args.seed, printer)?;
     let weight_bytes = loaded.decoder.weight_bytes();
     let most = args.report.as_ref().map_or(workload.batch, |_| workload.batch.max(page::MOST_STREAMS));
-    let options =
-        EngineOptions { max_running: most, step_tokens: STEP_TOKENS + most, max_waiting: most, ..Default::default() };
-    let mut engine = Engine::new(loaded.decoder, options)?;
+    let mut engine = Engine::new(loaded.decoder, speed::options(most))?;
+    let kv_bytes_per_token = engine.stats().block_bytes.div_ceil(engine.stats().block_tokens.max(1) as u64);
 
     let speed = measure(&mut engine, &workload, &args.model, printer)?;
     let peak_rss = machine::peak_rss_bytes();
@@ -95,7 +96,8 @@ pub(super) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit
     let (roof, arithmetic) = roof(&limits, bits);
     let name = args.model.clone();
     let weights = args.weights.name();
-    let bench = Bench { name, weights, threads, config, weight_bytes, limits, roof, arithmetic };
+    let bench = Bench { name, weights, threads, config, weight_bytes, kv_bytes_per_token, limits, roof, arithmetic };
+    let kv_bytes = (workload.batch * workload.positions()) as u64 * kv_bytes_per_token;
     let measured = Measured { workload, speed };
 
     if let Some(report) = &args.report {
@@ -118,20 +120,20 @@ pub(super) fn measure(engine: &mut Engine, workload: &Workload, what: &str, prin
     Ok(speed)
 }
 
-/// Bytes that the cache of all sequences comes to take; refused where the machine has no room for them.
-fn kv_bytes(config: &ModelConfig, workload: &Workload) -> Result<u64> {
+/// Refuses a workload whose cache the machine has no room for.
+fn has_room(config: &ModelConfig, workload: &Workload) -> Result<()> {
     let positions = (workload.batch as u64).saturating_mul(workload.positions() as u64);
-    let bytes = positions.saturating_mul(config.kv_bytes_per_token(KV_BYTES));
+    let bytes = positions.saturating_mul(config.kv_bytes_per_token(WIDEST_KV_BYTES));
     match machine::available_bytes() {
         Some(free) if bytes > free => Err(Failure::environment(format!(
-            "the cache of {} sequences of {} tokens takes {}, and {} are free",
+            "the cache of {} sequences of {} tokens may take {}, and {} are free",
             workload.batch,
             workload.positions(),
             printer::bytes(bytes),
             printer::bytes(free)
         ))
         .hint("fewer sequences (--batch) or a shorter --context")),
-        _ => Ok(bytes),
+        _ => Ok(()),
     }
 }
 
