@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ernie_model::{ContiguousCache, Decoder, ModelSource, PAGE, PagedCache, Tokens, WeightsAs, load};
+use ernie_model::{CacheFormat, ContiguousCache, Decoder, ModelSource, PAGE, PagedCache, Tokens, WeightsAs, load};
 
 fn decoder(name: &str) -> Decoder {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(name);
@@ -41,7 +41,7 @@ fn paged_is_contiguous_however_it_is_cut() {
         // Scattered pages, taken in any order.
         let tables: [&[u32]; 2] = [&[1, 4, 2], &[0, 3]];
         for cut in [1, 5, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE] {
-            let mut cache = PagedCache::new(model.config());
+            let mut cache = PagedCache::new(model.config(), CacheFormat::F32).expect("heads divide");
             let mut logits = [Vec::new(), Vec::new()];
             for past in (0..first.len()).step_by(cut) {
                 let parts: Vec<(usize, &[u32])> = [&first, &second]
@@ -69,7 +69,7 @@ fn a_shared_page_serves_two_and_a_tail_can_be_written_anew() {
     let stem = ids(PAGE, 1);
     let longer = |salt| [stem.clone(), ids(6, salt)].concat();
     let vocab = model.config().vocab_size;
-    let mut cache = PagedCache::new(model.config());
+    let mut cache = PagedCache::new(model.config(), CacheFormat::F32).expect("heads divide");
     pass(&model, &mut cache, &[(&[0, 1], 0, &longer(3))]);
     // Rolled back by two positions, and beside it another sequence that goes on from the same stem.
     let (again, other) = (ids(2, 8), ids(6, 5));
@@ -82,7 +82,7 @@ fn a_shared_page_serves_two_and_a_tail_can_be_written_anew() {
 #[test]
 fn bad_block_tables_are_refused() {
     let model = decoder("dense");
-    let mut cache = PagedCache::new(model.config());
+    let mut cache = PagedCache::new(model.config(), CacheFormat::F32).expect("heads divide");
     pass(&model, &mut cache, &[(&[0, 1], 0, &ids(PAGE + 4, 1))]);
     let mut refused = |parts: &[(&[u32], usize, usize)], words: &str| {
         let mut tokens = Tokens::default();

@@ -38,8 +38,10 @@ pub use candle_core::Tensor;
 pub use ernie_kernels::{Format, adamw, formats, logits, quantize};
 pub use error::{Error, Result};
 pub use linear::Linear;
-pub use ops::attention::{Heads, Span};
+pub use ops::attention::{CacheFormat, Heads, PAGE, Span};
 pub use parameter::Parameter;
 pub use value::{Recording, Value, no_grad};
+/// Bytes that start on a cache line: what pages of a cache are made of.
+pub use ernie_kernels::packed::Buffer;
 pub use packed::{Blocks, Float, Form, Kind, Packed, Packer, Scales};
 pub use weight::Weight;

@@ -8,19 +8,29 @@ use std::cell::RefCell;
 struct Line([u8; 64]);
 
 /// Owned bytes, 64-byte aligned, a whole number of cache lines.
-pub(super) struct Buffer(Vec<Line>);
+pub struct Buffer(Vec<Line>);
 
 impl Buffer {
     /// Zeros, `bytes` of them rounded up to a whole line.
-    pub(super) fn zeros(bytes: usize) -> Self {
+    pub fn zeros(bytes: usize) -> Self {
         Buffer(vec![Line([0; 64]); bytes.div_ceil(64)])
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    /// As [`Self::zeros`]; `None` when there is no memory for it.
+    pub fn try_zeros(bytes: usize) -> Option<Self> {
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(bytes.div_ceil(64)).ok()?;
+        lines.resize(bytes.div_ceil(64), Line([0; 64]));
+        Some(Buffer(lines))
+    }
+
+    /// All of them.
+    pub fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
     }
 
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+    /// All of them, to be changed.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         bytemuck::cast_slice_mut(&mut self.0)
     }
 }

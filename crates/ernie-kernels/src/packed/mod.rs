@@ -51,6 +51,7 @@ mod tile;
 mod vectors;
 
 pub use activations::{Activations, GROUP};
+pub use buffer::Buffer;
 pub use float::{Float, Panels};
 pub use layout::{Blocks, Kind, Scales};
 pub use matrix::{Builder, Matrix};

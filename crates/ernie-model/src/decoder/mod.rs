@@ -19,7 +19,7 @@ mod probe;
 mod tokens;
 
 pub use build::{build, build_trainable, load, load_trainable};
-pub use cache::{ContiguousCache, KvCache, PAGE, PagedCache};
+pub use cache::{CacheFormat, ContiguousCache, KvCache, PAGE, PagedCache};
 pub use ernie_nn::ops::{CrossEntropy, IGNORED, Routing};
 pub use moe::MoeLayer;
 pub use probe::Probe;
@@ -28,7 +28,7 @@ pub use tokens::{Span, Tokens};
 use std::sync::Arc;
 
 use ernie_nn::ops::{self, Angles};
-use ernie_nn::{Linear, Parameter, Value, Weight, no_grad};
+use ernie_nn::{Form, Linear, Parameter, Value, Weight, no_grad};
 
 use crate::{Error, ModelConfig, Result};
 use layer::{DecoderLayer, FeedForward, Pass};
@@ -144,6 +144,15 @@ impl Decoder {
             FeedForward::Moe(moe) => Some((index, moe)),
             FeedForward::Dense(_) => None,
         })
+    }
+
+    /// The cache that suits the weights: f32 beside weights in f32, else bf16, whose rounding is below that of the weights.
+    pub fn cache_format(&self) -> CacheFormat {
+        match &self.embed_tokens {
+            Weight::Parameter(_) => CacheFormat::F32,
+            Weight::Packed(packed) if packed.form() == Form::F32 => CacheFormat::F32,
+            Weight::Packed(_) => CacheFormat::Bf16,
+        }
     }
 
     /// Bytes the weights take, each shared tensor once.

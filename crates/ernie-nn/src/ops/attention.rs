@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use ernie_kernels::attention as kernel;
-pub use ernie_kernels::attention::Heads;
+use ernie_kernels::attention::{self as kernel, paged};
+pub use ernie_kernels::attention::paged::Write;
+pub use ernie_kernels::attention::{CacheFormat, Heads, PAGE};
 
 use crate::error::ensure;
 use crate::slice::{Slice, tensor};
@@ -19,15 +20,6 @@ pub struct Span {
     pub rows: Range<usize>,
     /// How many positions came before.
     pub past: usize,
-}
-
-/// Keys and values of one sequence, `[past + rows, K · D]` each, after RoPE.
-#[derive(Clone, Copy)]
-pub struct CacheView<'a> {
-    /// Keys.
-    pub keys: &'a [f32],
-    /// Values.
-    pub values: &'a [f32],
 }
 
 /// Attention inside each span, causal; spans do not see one another.
@@ -68,29 +60,79 @@ pub fn attention(q: &Value, k: &Value, v: &Value, spans: &[Span], heads: Heads) 
     }))
 }
 
-/// Attention of new rows over everything their sequences have cached, themselves included. Not recorded.
+/// Bytes of a page: [`PAGE`] positions of one layer, keys and values of all key-value heads.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if the heads do not divide.
+pub fn page_bytes(heads: &Heads, format: CacheFormat) -> Result<usize> {
+    divides(heads)?;
+    Ok(paged::page_bytes(heads, format))
+}
+
+/// Puts new keys (after RoPE) and values into the pages of their sequences.
 ///
 /// # Shapes
-/// `q: [T, N · D]`; `caches[i]` is the sequence of `spans[i]`. A row's sum over positions runs in one
-/// order, whatever else is in the batch and however the prompt was cut.
-pub fn attention_over_cache(q: &Value, caches: &[CacheView<'_>], spans: &[Span], heads: Heads) -> Result<Value> {
-    let op = "attention_over_cache";
-    ensure(caches.len() == spans.len(), op, || format!("{} caches, {} spans", caches.len(), spans.len()))?;
-    let width = heads.kv_heads * heads.head_dim;
-    for (cache, span) in caches.iter().zip(spans) {
-        let want = (span.past + span.rows.len()) * width;
-        ensure(cache.keys.len() == want && cache.values.len() == want && span.rows.end <= q.dim(0), op, || {
-            format!("span {span:?} wants {want} cached numbers, got {}", cache.keys.len())
+/// `k, v: [T, K · D]`; each write names a page, the place of its first row there, and its rows of `k` and `v`.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if a row goes nowhere it can go.
+pub fn write_pages(k: &Value, v: &Value, writes: &mut [Write<'_>], heads: Heads, format: CacheFormat) -> Result<()> {
+    let (rows, width, bytes) = (k.dim(0), heads.kv_heads * heads.head_dim, page_bytes(&heads, format)?);
+    ensure(k.shape() == [rows, width] && v.shape() == [rows, width], "write_pages", || {
+        format!("k {:?}, v {:?}, {heads:?}", k.shape(), v.shape())
+    })?;
+    let mut next = 0;
+    for Write { page, first, rows: range } in writes.iter() {
+        let fits = range.start >= next && range.start <= range.end && range.end <= rows;
+        ensure(fits && first + range.len() <= PAGE && page.len() == bytes, "write_pages", || {
+            format!("rows {range:?} at {first} of a page of {} bytes, after row {next} of {rows}", page.len())
         })?;
+        next = range.end;
+    }
+    paged::write(&k.slice()?, &v.slice()?, &heads, format, writes);
+    Ok(())
+}
+
+/// Attention of new rows over everything that their sequences hold in pages, themselves included. Not recorded.
+///
+/// # Shapes
+/// `q: [T, N · D]`; `pages[i]` are those of the sequence of `spans[i]`, in order. A row's bits depend on its own query and
+/// the positions it sees, whatever else is in the batch and however the prompt was cut.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if pages are missing or have another size, or spans overlap or lie outside.
+pub fn attention_over_pages(
+    q: &Value,
+    pages: &[Vec<&[u8]>],
+    spans: &[Span],
+    heads: Heads,
+    format: CacheFormat,
+) -> Result<Value> {
+    let (op, bytes) = ("attention_over_pages", page_bytes(&heads, format)?);
+    ensure(pages.len() == spans.len(), op, || format!("{} page lists, {} spans", pages.len(), spans.len()))?;
+    ensure(q.shape() == [q.dim(0), heads.query_heads * heads.head_dim], op, || format!("q {:?}", q.shape()))?;
+    let mut next = 0;
+    for (pages, span) in pages.iter().zip(spans) {
+        let fits = span.rows.start >= next && span.rows.start <= span.rows.end && span.rows.end <= q.dim(0);
+        let enough = pages.len() >= (span.past + span.rows.len()).div_ceil(PAGE);
+        ensure(fits && enough && pages.iter().all(|page| page.len() == bytes), op, || {
+            format!("span {span:?} over {} pages, after row {next} of {}", pages.len(), q.dim(0))
+        })?;
+        next = span.rows.end;
     }
     let mut out = vec![0.0; q.tensor().elem_count()];
-    let spans: Vec<kernel::Span<'_>> = caches
+    let spans: Vec<paged::Span<'_>> = pages
         .iter()
         .zip(spans)
-        .map(|(cache, span)| kernel::Span { rows: span.rows.clone(), past: span.past, k: cache.keys, v: cache.values })
+        .map(|(pages, span)| paged::Span { rows: span.rows.clone(), past: span.past, pages })
         .collect();
-    kernel::forward_cached(&q.slice()?, &heads, &spans, None, &mut out, None);
+    paged::forward(&q.slice()?, &heads, format, &spans, None, &mut out);
     Value::from_vec(out, q.shape())
+}
+
+fn divides(heads: &Heads) -> Result<()> {
+    let fits = heads.kv_heads > 0 && heads.head_dim > 0 && heads.query_heads.is_multiple_of(heads.kv_heads);
+    ensure(fits, "attention", || format!("{heads:?}"))
 }
 
 fn check(q: &Value, k: &Value, v: &Value, spans: &[Span], heads: &Heads) -> Result<()> {

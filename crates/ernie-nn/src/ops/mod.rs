@@ -19,7 +19,7 @@ mod route;
 mod router_losses;
 mod swiglu;
 
-pub use attention::{CacheView, attention, attention_over_cache};
+pub use attention::{Write, attention, attention_over_pages, page_bytes, write_pages};
 pub use cross_entropy::{CrossEntropy, IGNORED, head_cross_entropy};
 pub use elementwise::{add, add_row, round_to_bf16, scale, sum, weighted_sum};
 pub use embedding::embedding;

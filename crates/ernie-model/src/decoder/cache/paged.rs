@@ -7,42 +7,54 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use ernie_nn::ops::{CacheView, attention_over_cache};
-use ernie_nn::{Heads, Value};
+use ernie_nn::ops::{self, Write};
+use ernie_nn::{Buffer, CacheFormat, Heads, Value};
 
-use super::{KvCache, Span};
+use super::{KvCache, PAGE, Span};
 use crate::{Error, ModelConfig, Result};
 
-/// Positions of a page.
-pub const PAGE: usize = 32;
-
-/// Keys and values in pages, f32. The slot of a span is the index of its block table.
+/// Keys and values in pages. The slot of a span is the index of its block table.
 pub struct PagedCache {
     layers: usize,
-    /// Numbers a position takes in one layer, keys alone.
-    width: usize,
-    /// By block number: `[layers, 2 (keys, values), PAGE, K · D]`, there once it was written.
-    pages: Vec<Option<Box<[f32]>>>,
+    heads: Heads,
+    format: CacheFormat,
+    /// Bytes of one layer's page.
+    page_bytes: usize,
+    /// By block number: the pages of all layers, there once it was written.
+    blocks: Vec<Option<Buffer>>,
     /// The block tables of the pass.
     tables: Vec<Vec<u32>>,
-    gathered: Vec<[Vec<f32>; 2]>,
 }
 
 impl PagedCache {
-    /// An empty cache for models of this shape.
-    pub fn new(config: &ModelConfig) -> Self {
-        let (layers, width) = (config.num_hidden_layers, config.key_value_size());
-        Self { layers, width, pages: Vec::new(), tables: Vec::new(), gathered: Vec::new() }
+    /// An empty cache for models of this shape, holding keys and values in `format`.
+    ///
+    /// # Errors
+    /// [`Error::Nn`] if the heads do not divide, which a checked config excludes.
+    pub fn new(config: &ModelConfig, format: CacheFormat) -> Result<Self> {
+        let heads = Heads {
+            query_heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        };
+        let page_bytes = ops::page_bytes(&heads, format)?;
+        let layers = config.num_hidden_layers;
+        Ok(Self { layers, heads, format, page_bytes, blocks: Vec::new(), tables: Vec::new() })
+    }
+
+    /// How keys and values are stored.
+    pub fn format(&self) -> CacheFormat {
+        self.format
     }
 
     /// Bytes of one block: [`PAGE`] positions, all layers, keys and values.
     pub fn block_bytes(&self) -> u64 {
-        4 * self.page_numbers() as u64
+        (self.layers * self.page_bytes) as u64
     }
 
     /// Bytes held by all pages that were ever written; they are used again, not given back.
     pub fn bytes(&self) -> u64 {
-        self.pages.iter().flatten().count() as u64 * self.block_bytes()
+        self.blocks.iter().flatten().count() as u64 * self.block_bytes()
     }
 
     /// Takes the block tables of the next pass, one for each span, in which slots are their indices.
@@ -54,7 +66,7 @@ impl PagedCache {
     /// another span writes; [`Error::Internal`] when memory is short. Nothing is written then.
     pub fn begin<'a>(&mut self, tables: impl IntoIterator<Item = &'a [u32]>, spans: &[Span]) -> Result<()> {
         let tables: Vec<Vec<u32>> = tables.into_iter().map(<[u32]>::to_vec).collect();
-        let most = self.pages.len() + tables.iter().map(Vec::len).sum::<usize>();
+        let most = self.blocks.len() + tables.iter().map(Vec::len).sum::<usize>();
         let mut holders: HashMap<u32, usize> = HashMap::new();
         for &block in tables.iter().flatten() {
             *holders.entry(block).or_default() += 1;
@@ -68,7 +80,7 @@ impl PagedCache {
             // The first block is written in part: what stands before the span must be there.
             let held = written.start + usize::from(!span.past.is_multiple_of(PAGE));
             for (at, &block) in table.iter().enumerate().take(written.end) {
-                if at < held && self.page(block).is_none() {
+                if at < held && self.block(block).is_none() {
                     return Err(bad(span, &format!("reads block {block}, which holds nothing")));
                 }
                 if written.contains(&at) && (holders[&block] > 1 || block as usize >= most) {
@@ -86,61 +98,63 @@ impl PagedCache {
     }
 
     fn open(&mut self, block: usize) -> Result<()> {
-        if block >= self.pages.len() {
-            self.pages.resize_with(block + 1, || None);
+        if block >= self.blocks.len() {
+            self.blocks.resize_with(block + 1, || None);
         }
-        if self.pages[block].is_none() {
-            let numbers = self.page_numbers();
-            let mut page = Vec::new();
-            page.try_reserve_exact(numbers)
-                .map_err(|_| Error::Internal(format!("no memory for a cache page of {} bytes", 4 * numbers)))?;
-            page.resize(numbers, 0.0);
-            self.pages[block] = Some(page.into());
+        if self.blocks[block].is_none() {
+            let bytes = self.layers * self.page_bytes;
+            let buffer = Buffer::try_zeros(bytes)
+                .ok_or_else(|| Error::Internal(format!("no memory for a cache block of {bytes} bytes")))?;
+            self.blocks[block] = Some(buffer);
         }
         Ok(())
     }
 
-    fn page_numbers(&self) -> usize {
-        self.layers * 2 * PAGE * self.width
+    fn block(&self, block: u32) -> Option<&Buffer> {
+        self.blocks.get(block as usize)?.as_ref()
     }
 
-    fn page(&self, block: u32) -> Option<&[f32]> {
-        self.pages.get(block as usize)?.as_deref()
+    /// Where the page of a layer lies in a block.
+    fn page(&self, layer: usize) -> Range<usize> {
+        layer * self.page_bytes..(layer + 1) * self.page_bytes
     }
 
-    /// Where positions `at` (within a page) of one layer and side lie in a page.
-    fn range(&self, layer: usize, side: usize, at: Range<usize>) -> Range<usize> {
-        let base = (layer * 2 + side) * PAGE;
-        (base + at.start) * self.width..(base + at.end) * self.width
-    }
-
-    /// Puts the rows of a span into its pages.
-    fn write(&mut self, layer: usize, side: usize, span: &Span, rows: &[f32]) -> Result<()> {
-        let end = span.past + span.rows.len();
-        let mut position = span.past;
-        while position < end {
-            let at = position % PAGE..(position % PAGE + end - position).min(PAGE);
-            let from = (span.rows.start + position - span.past) * self.width;
-            let range = self.range(layer, side, at.clone());
-            let block = self.tables.get(span.slot).and_then(|table| table.get(position / PAGE).copied());
-            let page = block.and_then(|block| self.pages.get_mut(block as usize)?.as_mut());
-            let page = page.ok_or_else(|| bad(span, "was not announced to the cache"))?;
-            let length = range.len();
-            page[range].copy_from_slice(&rows[from..from + length]);
-            position += at.len();
+    /// Puts the rows of all spans into their pages.
+    fn write(&mut self, layer: usize, k: &Value, v: &Value, spans: &[Span]) -> Result<()> {
+        // Who goes where, by block; `begin` saw to it that no block is written twice.
+        let mut places: Vec<(u32, usize, Range<usize>)> = Vec::new();
+        for span in spans {
+            let end = span.past + span.rows.len();
+            for index in written(span) {
+                let block = self.tables.get(span.slot).and_then(|table| table.get(index));
+                let &block = block.ok_or_else(|| bad(span, "was not announced to the cache"))?;
+                let (from, to) = (span.past.max(index * PAGE), end.min((index + 1) * PAGE));
+                let row = |position: usize| span.rows.start + position - span.past;
+                places.push((block, from % PAGE, row(from)..row(to)));
+            }
         }
-        Ok(())
+        places.sort_unstable_by_key(|place| place.0);
+        let (page, mut writes, mut wanted) = (self.page(layer), Vec::new(), places.into_iter().peekable());
+        for (index, block) in self.blocks.iter_mut().enumerate() {
+            let Some((_, first, rows)) = wanted.next_if(|place| place.0 as usize == index) else { continue };
+            let block = block.as_mut().ok_or_else(|| Error::Request(format!("cache block {index} is not open")))?;
+            writes.push(Write { page: &mut block.bytes_mut()[page.clone()], first, rows });
+        }
+        if wanted.next().is_some() {
+            return Err(Error::Request("a block is written twice, or not open".into()));
+        }
+        writes.sort_unstable_by_key(|write| write.rows.start);
+        Ok(ops::write_pages(k, v, &mut writes, self.heads, self.format)?)
     }
 
-    /// Copies one side of a span's whole sequence into one buffer.
-    fn gather(&self, layer: usize, side: usize, span: &Span, into: &mut Vec<f32>) -> Result<()> {
-        let end = span.past + span.rows.len();
-        into.clear();
-        for (index, &block) in self.tables[span.slot].iter().enumerate().take(end.div_ceil(PAGE)) {
-            let page = self.page(block).ok_or_else(|| bad(span, "reads a block that holds nothing"))?;
-            into.extend_from_slice(&page[self.range(layer, side, 0..(end - index * PAGE).min(PAGE))]);
-        }
-        Ok(())
+    /// The pages of a span's whole sequence.
+    fn read(&self, layer: usize, span: &Span) -> Result<Vec<&[u8]>> {
+        let count = (span.past + span.rows.len()).div_ceil(PAGE);
+        let page = self.page(layer);
+        let table = self.tables.get(span.slot).filter(|table| table.len() >= count);
+        let table = table.ok_or_else(|| bad(span, "was not announced to the cache"))?;
+        let pages = table[..count].iter().map(|&block| Some(&self.block(block)?.bytes()[page.clone()]));
+        pages.collect::<Option<_>>().ok_or_else(|| bad(span, "reads a block that holds nothing"))
     }
 }
 
@@ -155,29 +169,16 @@ fn bad(span: &Span, what: &str) -> Error {
 
 impl KvCache for PagedCache {
     fn attend(&mut self, layer: usize, q: &Value, k: &Value, v: &Value, spans: &[Span], heads: Heads) -> Result<Value> {
-        let (rows, width) = (q.dim(0), self.width);
-        if k.shape() != [rows, width] || v.shape() != [rows, width] || layer >= self.layers {
+        let (rows, width) = (q.dim(0), self.heads.kv_heads * self.heads.head_dim);
+        if heads != self.heads || k.shape() != [rows, width] || v.shape() != [rows, width] || layer >= self.layers {
             let shapes = format!("keys {:?} and values {:?}, expected [{rows}, {width}]", k.shape(), v.shape());
             return Err(Error::Request(format!("layer {layer} of {}: {shapes}", self.layers)));
         }
         if let Some(span) = spans.iter().find(|span| span.rows.start > span.rows.end || span.rows.end > rows) {
             return Err(bad(span, &format!("lies outside the pass of {rows} rows")));
         }
-        for (side, rows) in [k.to_vec()?, v.to_vec()?].into_iter().enumerate() {
-            for span in spans {
-                self.write(layer, side, span, &rows)?;
-            }
-        }
-        let mut gathered = std::mem::take(&mut self.gathered);
-        gathered.resize_with(spans.len(), Default::default);
-        for (span, sides) in spans.iter().zip(&mut gathered) {
-            for (side, into) in sides.iter_mut().enumerate() {
-                self.gather(layer, side, span, into)?;
-            }
-        }
-        let views: Vec<_> = gathered.iter().map(|[keys, values]| CacheView { keys, values }).collect();
-        let out = attention_over_cache(q, &views, spans, heads)?;
-        self.gathered = gathered;
-        Ok(out)
+        self.write(layer, k, v, spans)?;
+        let pages = spans.iter().map(|span| self.read(layer, span)).collect::<Result<Vec<_>>>()?;
+        Ok(ops::attention_over_pages(q, &pages, spans, heads, self.format)?)
     }
 }
