@@ -122,8 +122,14 @@ unsafe fn tile<
                     SUB => {
                         let upper = at.add((run >> t.super_shift) * 32 * each);
                         let sub = at.add(t.subs_start + block * 16 * each);
-                        let pair = |i: usize| V::mul(V::halves(upper.add(i * 32)), V::bytes(sub.add(i * 16)));
-                        [pair(0), if MINIMUM { pair(1) } else { V::splat(0.0) }]
+                        // No closure for the two: compilers left it a function without the level's instructions.
+                        let scale = V::mul(V::halves(upper), V::bytes(sub));
+                        let minimum = if MINIMUM {
+                            V::mul(V::halves(upper.add(32)), V::bytes(sub.add(16)))
+                        } else {
+                            V::splat(0.0)
+                        };
+                        [scale, minimum]
                     }
                     _ => [V::splat(0.0); 2],
                 }
