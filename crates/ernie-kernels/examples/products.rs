@@ -12,7 +12,6 @@ use std::time::Instant;
 
 use ernie_kernels::packed::{Activations, Builder, GROUP, Kind, Matrix, Product, multiply};
 use ernie_kernels::{Format, Rows, level};
-use rayon::prelude::*;
 
 fn seconds(f: impl FnOnce()) -> f64 {
     let start = Instant::now();
@@ -81,15 +80,21 @@ fn peak_operations() -> f64 {
 /// Byte operations per second with some threads.
 fn peak(threads: usize) -> f64 {
     let mut operations = 0.0;
-    let time = timed(5, || operations = (0..threads).into_par_iter().map(|_| peak_operations()).sum());
+    let time = timed(5, || {
+        operations = std::thread::scope(|scope| {
+            let running: Vec<_> = (0..threads).map(|_| scope.spawn(peak_operations)).collect();
+            running.into_iter().map(|thread| thread.join().expect("a peak")).sum()
+        });
+    });
     operations / time
 }
 
 /// Reads everything with every thread, a straight prefetched stream each: seconds.
 fn read(data: &[f32]) -> f64 {
-    let share = data.len() / rayon::current_num_threads() / 64 * 64;
+    let share = data.len() / ernie_kernels::threads() / 64 * 64;
     seconds(|| {
-        data.par_chunks_exact(share).for_each(|data| {
+        ernie_kernels::parallel(ernie_kernels::threads(), |i| {
+            let data = &data[i * share..(i + 1) * share];
             let mut sums = [0.0_f32; 64];
             for block in data.as_chunks::<64>().0 {
                 #[cfg(target_arch = "x86_64")]
@@ -144,7 +149,7 @@ fn product(x: &[f32], rows: usize, w: &Matrix, y: &mut [f32]) {
 fn main() {
     let only: Option<String> = std::env::args().nth(1);
     let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
-    let threads = rayon::current_num_threads();
+    let threads = ernie_kernels::threads();
     let big = noise(48 << 20);
     let peak_now = peak(threads);
     println!(

@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use crate::attention::Heads;
-use crate::packed::{GROUP, Matrix, ROUND, scale_of};
 use crate::attention::paged::CacheFormat;
+use crate::packed::{GROUP, Matrix, ROUND, scale_of};
 
 /// `y[t, o] = sum_k x[t, k] w[o, k]` for dense weights.
 pub fn linear(x: &[f32], w: &[f32], in_features: usize, out_features: usize) -> Vec<f32> {

@@ -214,18 +214,13 @@ fn gradient_products_have_one_order_of_sums_at_any_number_of_threads() {
         let mut expected = vec![0.0; m * n];
         linear::forward(&a, &Rows::from_f32(&bt, n, k), &mut expected);
         for threads in [1, 2, 5] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let isa = |f: &mut (dyn FnMut() + Send)| ernie_kernels::with_level(level, f).unwrap();
+            ernie_kernels::set_threads(threads);
             let mut c = vec![0.0; 3 * m * n];
             let (nn, rest) = c.split_at_mut(m * n);
             let (nt, tn) = rest.split_at_mut(m * n);
-            pool.install(|| {
-                isa(&mut || {
-                    gemm::nn(&a, &b, nn, m, k, n, false);
-                    gemm::nt(&a, &bt, nt, m, k, n, false);
-                    gemm::tn(&at, &b, tn, m, k, n, false);
-                });
-            });
+            gemm::nn(&a, &b, nn, m, k, n, false);
+            gemm::nt(&a, &bt, nt, m, k, n, false);
+            gemm::tn(&at, &b, tn, m, k, n, false);
             for (name, c) in ["nn", "nt", "tn"].iter().zip(c.chunks_exact(m * n)) {
                 same(c, &expected, &format!("{name} at {level} on {threads}"));
             }

@@ -33,15 +33,15 @@ mod value;
 mod weight;
 
 pub use candle_core::Tensor;
+/// Bytes that start on a cache line: what pages of a cache are made of.
+pub use ernie_kernels::packed::Buffer;
 /// Arithmetic over slices that rooms above need as it is: the optimiser's pass, stored formats, rounding to int8, a look over
 /// logits.
 pub use ernie_kernels::{Format, adamw, formats, logits, quantize};
 pub use error::{Error, Result};
 pub use linear::Linear;
 pub use ops::attention::{CacheFormat, Heads, PAGE, Span};
+pub use packed::{Blocks, Float, Form, Kind, Packed, Packer, Scales};
 pub use parameter::Parameter;
 pub use value::{Recording, Value, no_grad};
-/// Bytes that start on a cache line: what pages of a cache are made of.
-pub use ernie_kernels::packed::Buffer;
-pub use packed::{Blocks, Float, Form, Kind, Packed, Packer, Scales};
 pub use weight::Weight;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-pub use ernie_kernels::packed::{Blocks, Float, Kind, Scales};
 use ernie_kernels::packed::{Activations, Builder, Matrix, Panels, Product, multiply};
+pub use ernie_kernels::packed::{Blocks, Float, Kind, Scales};
 use ernie_kernels::{Format, Rows};
 
 use crate::error::ensure;
@@ -172,13 +172,9 @@ impl Packer {
         let count = self.check(bytes.len() / row, bytes.len().is_multiple_of(row) && own && scaled)?;
         match &mut self.numbers {
             Filling::Float(panels) => panels.pack_stored(self.filled, bytes),
-            Filling::Integer(builder) => builder.push_rows(&Rows {
-                format,
-                bytes,
-                scales,
-                out_features: count,
-                in_features: self.in_features,
-            }),
+            Filling::Integer(builder) => {
+                builder.push_rows(&Rows { format, bytes, scales, out_features: count, in_features: self.in_features })
+            }
         }
         self.filled += count;
         Ok(())

@@ -95,7 +95,7 @@ fn any_company_gives_the_same_bits() {
         let prompts: Vec<Vec<u32>> =
             [5u32, 1, 17, 9].iter().map(|&n| (0..n).map(|i| (i * 31 + n * 7) % 256).collect()).collect();
         let run = |members: &[usize]| -> Vec<Vec<f32>> {
-            let mut model = DecoderModel::new(decoder.clone());
+            let mut model = DecoderModel::new(decoder.clone()).unwrap();
             let mut batch = Batch::default();
             for &member in members {
                 let rows = batch.ids.len()..batch.ids.len() + prompts[member].len();

@@ -92,7 +92,7 @@ fn asks() -> impl Strategy<Value = Ask> {
 type Said = Vec<Vec<(u32, Vec<u64>)>>;
 
 fn run(decoder: &Arc<Decoder>, options: EngineOptions, asks: &[Ask]) -> (Said, Stats) {
-    let model = Eager(DecoderModel::new(decoder.clone()));
+    let model = Eager(DecoderModel::new(decoder.clone()).unwrap());
     let mut engine = Engine::with_model(Box::new(model), options).unwrap();
     let requests: Vec<RequestId> = asks.iter().map(|ask| engine.submit(ask.request()).unwrap()).collect();
     let mut said = vec![Vec::new(); asks.len()];

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use ernie_kernels::attention::{self as kernel, paged};
 pub use ernie_kernels::attention::paged::Write;
+use ernie_kernels::attention::{self as kernel, paged};
 pub use ernie_kernels::attention::{CacheFormat, Heads, PAGE};
 
 use crate::error::ensure;

@@ -112,7 +112,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Parameter`] for options out of range.
     pub fn new(decoder: impl Into<Arc<Decoder>>, options: EngineOptions) -> Result<Self> {
-        Self::with_model(Box::new(DecoderModel::new(decoder.into())), options)
+        Self::with_model(Box::new(DecoderModel::new(decoder.into())?), options)
     }
 
     /// An engine over anything that behaves like a model.

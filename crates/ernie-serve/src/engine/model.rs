@@ -79,11 +79,14 @@ pub struct DecoderModel {
 }
 
 impl DecoderModel {
-    /// Puts an empty cache beside `decoder`.
-    pub fn new(decoder: Arc<Decoder>) -> Self {
-        let cache = PagedCache::new(decoder.config());
+    /// Puts an empty cache beside `decoder`, in the format that suits its weights ([`Decoder::cache_format`]).
+    ///
+    /// # Errors
+    /// When the heads of the model do not divide, which a checked config excludes.
+    pub fn new(decoder: Arc<Decoder>) -> Result<Self> {
+        let cache = PagedCache::new(decoder.config(), decoder.cache_format())?;
         let eos_ids = decoder.config().eos_token_ids.clone();
-        Self { decoder, cache, eos_ids }
+        Ok(Self { decoder, cache, eos_ids })
     }
 
     /// Bytes that the cache holds now.

@@ -16,7 +16,7 @@ use crate::{
     cli::{Cli, Command, options::Global},
     environment,
     exit::Exit,
-    failure::{Failure, Result},
+    failure::Result,
     interrupt, machine,
     printer::Printer,
     quickstart,
@@ -35,7 +35,7 @@ pub(crate) const COMMIT: &str = match option_env!("ERNIE_COMMIT") {
 pub(crate) fn run(cli: Cli) -> Result<Exit> {
     interrupt::install();
     log();
-    threads(&cli.global)?;
+    threads(&cli.global);
     let printer = Printer::new(cli.global.quiet);
     let workers = machine::threads(cli.global.threads);
     match cli.command {
@@ -67,14 +67,8 @@ fn log() {
 }
 
 /// Sets the number of worker threads before anything runs on them.
-fn threads(global: &Global) -> Result<()> {
-    let Some(threads) = global.threads.map(usize::from) else {
-        return Ok(());
-    };
-    ernie_kernels::set_threads(threads);
-    // The `gemm` crate's products, which training uses, still run on this pool.
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .map_err(|e| Failure::environment(format!("starting {threads} threads: {e}")))
+fn threads(global: &Global) {
+    if let Some(threads) = global.threads {
+        ernie_kernels::set_threads(usize::from(threads));
+    }
 }
