@@ -14,7 +14,7 @@ make() {
   [ -f "$1" ] || { echo "== $1" >&2; "${@:2}" "$1.part" >&2 && mv "$1.part" "$1"; }
 }
 # llama-quantize takes a name that begins with a digit for the number of a format, so names have their folder before them.
-quantize() { "$dir/llama-build/bin/llama-quantize" "$PWD/$2" "$PWD/$3" "$1" "$(nproc)" >/dev/null; }
+quantize() { "$dir/llama-build/bin/llama-quantize" "$PWD/$2" "$PWD/$3" "$1" "$(nproc)" >"$3.log" 2>&1 || { tail -3 "$3.log" >&2; return 1; }; rm "$3.log"; }
 
 for shape in 0.3b moe-mid; do
   make "$shape-bf16.gguf" "$dir/venv/bin/python" "$here/make_gguf.py" --shape "$shape" --out

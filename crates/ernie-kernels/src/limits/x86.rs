@@ -33,29 +33,31 @@ pub(super) fn loops(plain: Loops) -> Loops {
     loops
 }
 
+/// Runs a step on twelve sums again and again. Each is a variable of its own: an array of them has been seen to stay in memory.
+macro_rules! on_sums {
+    ($rounds:expr, $start:expr, |$sum:ident| $step:expr) => {
+        on_sums!(@named $rounds, $start, $sum, $step, a b c d e f g h i j k l)
+    };
+    (@named $rounds:expr, $start:expr, $sum:ident, $step:expr, $($name:ident)*) => {{
+        $(let mut $name = $start;)*
+        for _ in 0..$rounds {
+            $($name = { let $sum = $name; $step };)*
+        }
+        black_box([$($name),*]);
+    }};
+}
+
 #[target_feature(enable = "avx2,fma")]
 fn f32_256(rounds: usize) -> f64 {
     let (factor, term) = (_mm256_set1_ps(black_box(0.999_9)), _mm256_set1_ps(black_box(1e-3)));
-    let mut sums = [term; SUMS];
-    for _ in 0..rounds {
-        for sum in &mut sums {
-            *sum = _mm256_fmadd_ps(*sum, factor, term);
-        }
-    }
-    black_box(sums);
+    on_sums!(rounds, term, |sum| _mm256_fmadd_ps(sum, factor, term));
     (rounds * SUMS * 8 * 2) as f64
 }
 
 #[target_feature(enable = "avx512f")]
 fn f32_512(rounds: usize) -> f64 {
     let (factor, term) = (_mm512_set1_ps(black_box(0.999_9)), _mm512_set1_ps(black_box(1e-3)));
-    let mut sums = [term; SUMS];
-    for _ in 0..rounds {
-        for sum in &mut sums {
-            *sum = _mm512_fmadd_ps(*sum, factor, term);
-        }
-    }
-    black_box(sums);
+    on_sums!(rounds, term, |sum| _mm512_fmadd_ps(sum, factor, term));
     (rounds * SUMS * 16 * 2) as f64
 }
 
@@ -63,26 +65,14 @@ fn f32_512(rounds: usize) -> f64 {
 fn bf16_512(rounds: usize) -> f64 {
     let ones = _mm512_set1_ps(black_box(1.0));
     let (a, b) = (_mm512_cvtne2ps_pbh(ones, ones), _mm512_cvtne2ps_pbh(ones, ones));
-    let mut sums = [_mm512_setzero_ps(); SUMS];
-    for _ in 0..rounds {
-        for sum in &mut sums {
-            *sum = _mm512_dpbf16_ps(*sum, a, b);
-        }
-    }
-    black_box(sums);
+    on_sums!(rounds, _mm512_setzero_ps(), |sum| _mm512_dpbf16_ps(sum, a, b));
     (rounds * SUMS * 32 * 2) as f64
 }
 
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn int8_512(rounds: usize) -> f64 {
     let (a, b) = (_mm512_set1_epi8(black_box(3)), _mm512_set1_epi8(black_box(-1)));
-    let mut sums = [_mm512_setzero_si512(); SUMS];
-    for _ in 0..rounds {
-        for sum in &mut sums {
-            *sum = _mm512_dpbusd_epi32(*sum, a, b);
-        }
-    }
-    black_box(sums);
+    on_sums!(rounds, _mm512_setzero_si512(), |sum| _mm512_dpbusd_epi32(sum, a, b));
     (rounds * SUMS * 64 * 2) as f64
 }
 
