@@ -13,7 +13,7 @@ use crate::{
 use ernie_data::{Batch, packing::IGNORED};
 use ernie_eval::speed::{Need, Roof, Spread};
 use ernie_kernels::limits::Limits;
-use ernie_model::{Decoder, WeightsAs};
+use ernie_model::Decoder;
 use ernie_serve::engine::uniform;
 use ernie_train::{optimizer::AdamW, recipe, step};
 use serde_json::json;
@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit
     let rows = args.batch.unwrap_or(8) as usize;
     let (seq_len, steps) = (args.seq.unwrap_or(512) as usize, args.steps.unwrap_or(5) as usize);
     let model = Model::find(&args.model)?;
-    let loaded = ernie_model::load(&model.source(args.seed), WeightsAs::F32)?;
+    let loaded = ernie_model::load_trainable(&model.source(args.seed))?;
     let decoder = loaded.decoder;
     let room = decoder.config().max_position_embeddings;
     if seq_len > room {
