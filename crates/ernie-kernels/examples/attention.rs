@@ -13,7 +13,7 @@ mod limits;
 use ernie_kernels::attention::paged::{self, CacheFormat, PAGE, Span, Write};
 use ernie_kernels::attention::{self, Heads};
 use ernie_kernels::{elementwise, level, norm, parallel, rope, swiglu, threads};
-use limits::{measure_peak, measure_read, median, noise};
+use limits::{measure_peak, measure_read, median, median_of, noise};
 
 /// Layers that a time is printed for, and layers that are gone through for it: more, so that a cache of any format is larger
 /// than the processor's.
@@ -95,16 +95,13 @@ fn run(limits: &Limits, heads: &Heads, format: CacheFormat, streams: usize, cont
     let caches: Vec<Vec<Vec<u8>>> = (0..layers * streams).map(|_| sequence.clone()).collect();
     let pages: Vec<Vec<&[u8]>> = caches.iter().map(|cache| cache.iter().map(Vec::as_slice).collect()).collect();
     let mut out = vec![0.0; q.len()];
-    let seconds = median(if rows > 1 { 3 } else { 7 }, || {
-        for layer in pages.chunks(streams) {
-            let spans: Vec<Span<'_>> = layer
-                .iter()
-                .enumerate()
-                .map(|(i, pages)| Span { rows: i * rows..(i + 1) * rows, past: context - rows, pages })
-                .collect();
-            paged::forward(&q, heads, format, &spans, None, &mut out);
-        }
-    }) / layers as f64;
+    let layers: Vec<&[Vec<&[u8]>]> = pages.chunks(streams).collect();
+    let seconds = median_of(if rows > 1 { 3 } else { 7 }, layers.len(), |layer| {
+        let spans: Vec<Span<'_>> = (layers[layer].iter().enumerate())
+            .map(|(i, pages)| Span { rows: i * rows..(i + 1) * rows, past: context - rows, pages })
+            .collect();
+        paged::forward(&q, heads, format, &spans, None, &mut out);
+    });
     let bytes = (streams * context.div_ceil(PAGE) * paged::page_bytes(heads, format)) as f64;
     let flops = flops(heads, streams, context, rows);
     println!(
