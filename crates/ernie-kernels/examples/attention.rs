@@ -4,7 +4,8 @@
 //!
 //! Prints milliseconds for 18 layers (as many as the 0.3B model has), GB/s of the cache read and GFLOP/s, with their shares of
 //! a reading stream and of the multiply-add peak. Every layer has its own cache, so that it comes from memory. Medians; with
-//! `--best` the best runs, for a busy machine.
+//! `--best` the best runs, for a busy machine. Other arguments choose cases: those whose lines hold every one of them as a
+//! word, such as `decode 16:2 4096 Bf16`, or `rows`.
 #![allow(clippy::print_stdout, reason = "a program that prints")]
 
 mod limits;
@@ -12,7 +13,7 @@ mod limits;
 use ernie_kernels::attention::paged::{self, CacheFormat, PAGE, Span, Write};
 use ernie_kernels::attention::{self, Heads};
 use ernie_kernels::{elementwise, level, norm, parallel, rope, swiglu, threads};
-use limits::{measure_peak, measure_read, median, noise};
+use limits::{measure_peak, measure_read, median, median_of, noise};
 
 /// Layers that a time is printed for, and layers that are gone through for it: more, so that a cache of any format is larger
 /// than the processor's.
@@ -22,6 +23,11 @@ const MEASURED: usize = 36;
 struct Limits {
     peak: f64,
     read: f64,
+}
+
+/// Whether the arguments ask for a case of these words.
+fn wanted(case: &str) -> bool {
+    std::env::args().skip(1).filter(|a| !a.starts_with("--")).all(|a| case.split_whitespace().any(|word| word == a))
 }
 
 fn main() {
@@ -64,6 +70,13 @@ fn main() {
 
 /// The last `rows` of `context` positions of each stream.
 fn run(limits: &Limits, heads: &Heads, format: CacheFormat, streams: usize, context: usize, rows: usize) {
+    let kind = if rows > 1 { "prefill" } else { "decode" };
+    if !wanted(&format!(
+        "{kind} {}:{} {} {streams} {rows} {context} {format:?}",
+        heads.query_heads, heads.kv_heads, heads.head_dim
+    )) {
+        return;
+    }
     let layers = if rows > 1 { 4 } else { MEASURED };
     let (width, query_width) = (heads.kv_heads * heads.head_dim, heads.query_heads * heads.head_dim);
     let kv = noise(context * width);
@@ -82,16 +95,13 @@ fn run(limits: &Limits, heads: &Heads, format: CacheFormat, streams: usize, cont
     let caches: Vec<Vec<Vec<u8>>> = (0..layers * streams).map(|_| sequence.clone()).collect();
     let pages: Vec<Vec<&[u8]>> = caches.iter().map(|cache| cache.iter().map(Vec::as_slice).collect()).collect();
     let mut out = vec![0.0; q.len()];
-    let seconds = median(if rows > 1 { 3 } else { 7 }, || {
-        for layer in pages.chunks(streams) {
-            let spans: Vec<Span<'_>> = layer
-                .iter()
-                .enumerate()
-                .map(|(i, pages)| Span { rows: i * rows..(i + 1) * rows, past: context - rows, pages })
-                .collect();
-            paged::forward(&q, heads, format, &spans, None, &mut out);
-        }
-    }) / layers as f64;
+    let layers: Vec<&[Vec<&[u8]>]> = pages.chunks(streams).collect();
+    let seconds = median_of(if rows > 1 { 3 } else { 7 }, layers.len(), |layer| {
+        let spans: Vec<Span<'_>> = (layers[layer].iter().enumerate())
+            .map(|(i, pages)| Span { rows: i * rows..(i + 1) * rows, past: context - rows, pages })
+            .collect();
+        paged::forward(&q, heads, format, &spans, None, &mut out);
+    });
     let bytes = (streams * context.div_ceil(PAGE) * paged::page_bytes(heads, format)) as f64;
     let flops = flops(heads, streams, context, rows);
     println!(
@@ -116,6 +126,11 @@ fn flops(heads: &Heads, streams: usize, context: usize, rows: usize) -> f64 {
 
 /// The same rows through the kernel that training uses.
 fn contiguous(limits: &Limits, heads: &Heads, context: usize, rows: usize) {
+    let case =
+        format!("prefill {}:{} {} {rows} {context} contiguous", heads.query_heads, heads.kv_heads, heads.head_dim);
+    if !wanted(&case) {
+        return;
+    }
     let kv = noise(context * heads.kv_heads * heads.head_dim);
     let q = noise(rows * heads.query_heads * heads.head_dim);
     let mut out = vec![0.0; q.len()];
@@ -131,6 +146,9 @@ fn contiguous(limits: &Limits, heads: &Heads, context: usize, rows: usize) {
 
 /// Microseconds of what stands between the products of a layer, for one row and for 512 rows of the 0.3B model.
 fn row_operations() {
+    if !wanted("rows") {
+        return;
+    }
     println!("\nrow operations, us a call");
     let table = rope::Table::new(500_000.0, 128, 4096);
     for rows in [1, 512] {
@@ -153,5 +171,17 @@ fn row_operations() {
         println!(
             "  {rows:3} rows: add + norm {fused:7.2} (apart {apart:7.2}), joined swiglu {swiglu:7.2}, rope of 18 heads {turned:7.2}"
         );
+        let heads = Heads { query_heads: 16, kv_heads: 2, head_dim: 128 };
+        let kv = noise(rows * 256);
+        for format in [CacheFormat::F32, CacheFormat::Bf16, CacheFormat::Int8] {
+            let mut pages = vec![vec![0_u8; paged::page_bytes(&heads, format)]; rows.div_ceil(PAGE)];
+            let stored = time(&mut || {
+                let mut writes: Vec<Write<'_>> = (pages.iter_mut().enumerate())
+                    .map(|(i, page)| Write { page, first: 0, rows: i * PAGE..((i + 1) * PAGE).min(rows) })
+                    .collect();
+                paged::write(&kv, &kv, &heads, format, &mut writes);
+            });
+            println!("  {rows:3} rows: storing in {format:?} {stored:7.2}");
+        }
     }
 }

@@ -25,6 +25,11 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store(self, at: *mut f32);
     /// `self * b + c`.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
+    unsafe fn mul(self, b: Self) -> Self;
+    /// Each even lane and the odd one after it change places.
+    unsafe fn swap_pairs(self) -> Self;
+    /// Reads 8 elements, each of which goes to two lanes, an even one and the one after it.
+    unsafe fn load_twice(at: *const f32) -> Self;
     /// Reads 16 bfloat16 as floats.
     #[allow(dead_code, reason = "for rows of a cache")]
     unsafe fn load_bf16(at: *const u8) -> Self;
@@ -106,6 +111,23 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        Plain(std::array::from_fn(|l| self.0[l] * b.0[l]))
+    }
+
+    #[inline(always)]
+    unsafe fn swap_pairs(self) -> Self {
+        Plain(std::array::from_fn(|l| self.0[l ^ 1]))
+    }
+
+    #[inline(always)]
+    unsafe fn load_twice(at: *const f32) -> Self {
+        // SAFETY: 8 elements are readable by contract; no alignment is assumed.
+        let eight = unsafe { at.cast::<[f32; 8]>().read_unaligned() };
+        Plain(std::array::from_fn(|l| eight[l / 2]))
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16(at: *const u8) -> Self {
         // SAFETY: 32 bytes are readable by contract.
         let bytes = unsafe { at.cast::<[[u8; 2]; 16]>().read_unaligned() };
@@ -182,6 +204,29 @@ pub(crate) mod x86 {
         unsafe fn fma(self, b: Self, c: Self) -> Self {
             // SAFETY: see the module.
             unsafe { Pair(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, b: Self) -> Self {
+            // SAFETY: see the module.
+            unsafe { Pair(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn swap_pairs(self) -> Self {
+            // SAFETY: see the module.
+            unsafe { Pair(_mm256_permute_ps::<0xB1>(self.0), _mm256_permute_ps::<0xB1>(self.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_twice(at: *const f32) -> Self {
+            // SAFETY: see the module.
+            unsafe {
+                let eight = _mm256_loadu_ps(at);
+                let low = _mm256_permutevar8x32_ps(eight, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+                let high = _mm256_permutevar8x32_ps(eight, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7));
+                Pair(low, high)
+            }
         }
 
         #[inline(always)]
@@ -265,6 +310,27 @@ pub(crate) mod x86 {
         unsafe fn fma(self, b: Self, c: Self) -> Self {
             // SAFETY: see the module.
             unsafe { _mm512_fmadd_ps(self, b, c) }
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, b: Self) -> Self {
+            // SAFETY: see the module.
+            unsafe { _mm512_mul_ps(self, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn swap_pairs(self) -> Self {
+            // SAFETY: see the module.
+            unsafe { _mm512_permute_ps::<0xB1>(self) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_twice(at: *const f32) -> Self {
+            // SAFETY: see the module.
+            unsafe {
+                let lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+                _mm512_permutexvar_ps(lanes, _mm512_castps256_ps512(_mm256_loadu_ps(at)))
+            }
         }
 
         #[inline(always)]

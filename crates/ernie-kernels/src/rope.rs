@@ -1,5 +1,6 @@
 //! Rotary positions over adjacent pairs ("interleaved"; Su et al., arXiv:2104.09864), and the inverse for gradients.
 
+use crate::lanes::Lanes;
 use crate::level::Isa;
 use crate::pool::{self, grain_rows};
 
@@ -75,33 +76,88 @@ impl Table {
     }
 }
 
-/// Elements of a row that are rotated at a time: a vector of each level holds whole pairs of it.
-const BLOCK: usize = 16;
+with_lanes! {
+    /// # Safety
+    /// As [`rotate_row_in`].
+    unsafe fn rotate_row = rotate_row_in(
+        row: *mut f32,
+        heads: usize,
+        pairs: usize,
+        cos: *const f32,
+        sin: *const f32,
+        sign: f32,
+    )
+}
 
-kernel! {
-    /// Rotates the heads of a row. `turn` is scratch for two factors an element: its cosine, and its sine signed as it is
-    /// needed, so that an element becomes `x * cos + its partner * sin` and whole vectors of pairs go at once.
-    fn rotate_row(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32, turn: &mut [f32]) {
-        let width = 2 * cos.len();
-        let (turn_cos, turn_sin) = turn.split_at_mut(width);
-        for (i, (&c, &s)) in cos.iter().zip(sin).enumerate() {
-            let s = sign * s;
-            turn_cos[2 * i..2 * i + 2].copy_from_slice(&[c, c]);
-            turn_sin[2 * i..2 * i + 2].copy_from_slice(&[-s, s]);
+/// Rotates the heads of a row: an element becomes `x * cos + its partner * sin`, the sine signed as it is needed.
+///
+/// The factors of some vectors of a head stay in registers while they go over all heads.
+///
+/// # Safety
+/// `row: [heads, 2 pairs]` may be read and written, `cos, sin: [pairs]` read.
+#[inline(always)]
+unsafe fn rotate_row_in<V: Lanes>(
+    row: *mut f32,
+    heads: usize,
+    pairs: usize,
+    cos: *const f32,
+    sin: *const f32,
+    sign: f32,
+) {
+    let width = 2 * pairs;
+    let mut at = 0;
+    // SAFETY: what is read and written lies within a head and its pairs, which the contract covers; a part of a vector goes
+    // through arrays of a whole one.
+    unsafe {
+        let signs: [f32; 16] = std::array::from_fn(|l| if l % 2 == 0 { -sign } else { sign });
+        let signs = V::load(signs.as_ptr());
+        while width - at >= 64 {
+            rotate_vectors::<V, 4>(row.add(at), heads, width, cos.add(at / 2), sin.add(at / 2), signs);
+            at += 64;
         }
-        let ((cos, cos_rest), (sin, sin_rest)) = (turn_cos.as_chunks::<BLOCK>(), turn_sin.as_chunks::<BLOCK>());
-        for head in row.chunks_exact_mut(width) {
-            let (blocks, rest) = head.as_chunks_mut::<BLOCK>();
-            for ((x, cos), sin) in blocks.iter_mut().zip(cos).zip(sin) {
-                let partner: [f32; BLOCK] = std::array::from_fn(|l| x[l ^ 1]);
-                for l in 0..BLOCK {
-                    x[l] = x[l] * cos[l] + partner[l] * sin[l];
-                }
+        while width - at >= 16 {
+            rotate_vectors::<V, 1>(row.add(at), heads, width, cos.add(at / 2), sin.add(at / 2), signs);
+            at += 16;
+        }
+        if at < width {
+            let rest = pairs - at / 2;
+            let (mut cosines, mut sines) = ([0.0_f32; 8], [0.0_f32; 8]);
+            std::ptr::copy_nonoverlapping(cos.add(at / 2), cosines.as_mut_ptr(), rest);
+            std::ptr::copy_nonoverlapping(sin.add(at / 2), sines.as_mut_ptr(), rest);
+            let (cos, sin) = (V::load_twice(cosines.as_ptr()), V::load_twice(sines.as_ptr()).mul(signs));
+            for head in 0..heads {
+                let x = row.add(head * width + at);
+                let v = V::load_part(x, 2 * rest);
+                v.fma(cos, v.swap_pairs().mul(sin)).store_part(x, 2 * rest);
             }
-            let pairs = rest.as_chunks_mut::<2>().0.iter_mut();
-            for ((pair, cos), sin) in pairs.zip(cos_rest.as_chunks::<2>().0).zip(sin_rest.as_chunks::<2>().0) {
-                let [a, b] = *pair;
-                *pair = [a * cos[0] + b * sin[0], b * cos[1] + a * sin[1]];
+        }
+    }
+}
+
+/// Rotates `N` vectors of each head, heads being `width` elements apart.
+///
+/// # Safety
+/// The vectors may be read and written, and `8 N` cosines and sines read.
+#[inline(always)]
+unsafe fn rotate_vectors<V: Lanes, const N: usize>(
+    row: *mut f32,
+    heads: usize,
+    width: usize,
+    cos: *const f32,
+    sin: *const f32,
+    signs: V,
+) {
+    // SAFETY: as the contract.
+    unsafe {
+        let mut factors = [(V::zero(), V::zero()); N];
+        for (n, factors) in factors.iter_mut().enumerate() {
+            *factors = (V::load_twice(cos.add(8 * n)), V::load_twice(sin.add(8 * n)).mul(signs));
+        }
+        for head in 0..heads {
+            for (n, &(cos, sin)) in factors.iter().enumerate() {
+                let x = row.add(head * width + 16 * n);
+                let v = V::load(x);
+                v.fma(cos, v.swap_pairs().mul(sin)).store(x);
             }
         }
     }
@@ -115,12 +171,11 @@ fn rotate(x: &mut [f32], positions: &[u32], heads: usize, table: &Table, sign: f
     }
     let isa = Isa::current();
     pool::pieces(x, width * grain_rows(width), |at, x| {
-        pool::scratch(2 * table.head_dim(), |turn| {
-            for (row, &position) in x.chunks_exact_mut(width).zip(&positions[at / width..]) {
-                let (cos, sin) = table.at(position as usize);
-                rotate_row(isa, row, cos, sin, sign, turn);
-            }
-        });
+        for (row, &position) in x.chunks_exact_mut(width).zip(&positions[at / width..]) {
+            let (cos, sin) = table.at(position as usize);
+            // SAFETY: a row has `heads` heads of twice as many elements as there are pairs.
+            unsafe { rotate_row(isa, row.as_mut_ptr(), heads, table.pairs, cos.as_ptr(), sin.as_ptr(), sign) };
+        }
     });
 }
 

@@ -8,16 +8,21 @@ use ernie_kernels::{parallel, threads};
 
 /// Median seconds of `runs` calls after one that warms up; the best with `--best`, for a machine that is busy meanwhile.
 pub(crate) fn median(runs: usize, mut f: impl FnMut()) -> f64 {
-    f();
-    let mut seconds: Vec<f64> = (0..runs)
-        .map(|_| {
+    median_of(runs, 1, |_| f())
+}
+
+/// As [`median`], over each of the `calls` that a run is made of, which are told their number.
+pub(crate) fn median_of(runs: usize, calls: usize, mut f: impl FnMut(usize)) -> f64 {
+    (0..calls).for_each(&mut f);
+    let mut seconds: Vec<f64> = (0..runs * calls)
+        .map(|i| {
             let start = Instant::now();
-            f();
+            f(i % calls);
             start.elapsed().as_secs_f64()
         })
         .collect();
     seconds.sort_by(f64::total_cmp);
-    if std::env::args().any(|a| a == "--best") { seconds[0] } else { seconds[runs / 2] }
+    if std::env::args().any(|a| a == "--best") { seconds[0] } else { seconds[seconds.len() / 2] }
 }
 
 /// Numbers in `-1..1`.

@@ -97,15 +97,20 @@ pub fn forward(
     }
     let (tiles, total) = tiles(heads, spans, window);
     let call = Call { isa: Isa::current(), q, heads, layout, window, out: pool::Shared::new(out) };
-    // A tile that alone is much of the work is cut at its chunks.
+    // A tile that alone is much of the work is cut into runs of chunks: few, as each begins with a page that nothing asked for
+    // ahead of time.
     let mut units = Vec::new();
     let mut stored = 0;
     for (i, tile) in tiles.iter().enumerate() {
-        if tile.chunks.len() > 1 && tile.cost() * 8 * pool::threads() > total {
+        let runs = (tile.cost() * 4 * pool::threads()).div_ceil(total.max(1)).min(tile.chunks.len());
+        if runs > 1 {
             let size = tile.rows(heads) * call.layout.partial();
-            for chunk in tile.chunks.clone() {
-                units.push(Unit { tile: i, cost: tile.cost() / tile.chunks.len(), part: Some((chunk, stored)) });
-                stored += size;
+            let length = tile.chunks.len().div_ceil(runs);
+            for first in tile.chunks.clone().step_by(length) {
+                let run = first..(first + length).min(tile.chunks.end);
+                let cost = tile.cost() / tile.chunks.len() * run.len();
+                units.push(Unit { tile: i, cost, part: Some((run.clone(), stored)) });
+                stored += size * run.len();
             }
         } else {
             units.push(Unit { tile: i, cost: tile.cost(), part: None });
@@ -118,15 +123,18 @@ pub fn forward(
         pool::parallel(units.len(), |i| {
             let unit = &units[i];
             let tile = &tiles[unit.tile];
-            let Some((chunk, at)) = unit.part else {
+            let Some((run, at)) = unit.part.clone() else {
                 return call.whole(tile);
             };
             let size = tile.rows(heads) * call.layout.partial();
-            // SAFETY: each unit has a place of its own.
-            call.chunk(tile, chunk, unsafe { partials.part(at..at + size) });
+            for chunk in run.clone() {
+                let at = at + (chunk - run.start) * size;
+                // SAFETY: each chunk of each tile has a place of its own.
+                call.chunk(tile, chunk, run.end, unsafe { partials.part(at..at + size) });
+            }
             // The last one to finish merges all: the others' writes are released and acquired here.
-            if done[unit.tile].fetch_add(1, Ordering::AcqRel) + 1 == tile.chunks.len() {
-                let first = at - (chunk - tile.chunks.start) * size;
+            if done[unit.tile].fetch_add(run.len(), Ordering::AcqRel) + run.len() == tile.chunks.len() {
+                let first = at - (run.start - tile.chunks.start) * size;
                 // SAFETY: all units of this tile have finished with their places.
                 call.merge(tile, unsafe { partials.part(first..first + size * tile.chunks.len()) });
             }
@@ -134,11 +142,11 @@ pub fn forward(
     });
 }
 
-/// What one thread does at a time: a tile, or one chunk of it whose sums go to a place among the partial ones.
+/// What one thread does at a time: a tile, or a run of its chunks whose sums go to places among the partial ones.
 struct Unit {
     tile: usize,
     cost: usize,
-    part: Option<(usize, usize)>,
+    part: Option<(Range<usize>, usize)>,
 }
 
 /// All tiles, and what they cost together.

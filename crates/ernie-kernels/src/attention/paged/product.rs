@@ -140,7 +140,7 @@ unsafe fn rows<V: Lanes, E: Element>(o: Operands) {
                     a: o.a.add(row * o.lda),
                     b: o.b.add(column * E::BYTES),
                     c: o.c.add(row * o.ldc + column),
-                    ahead: o.ahead.wrapping_add(column * E::BYTES),
+                    ahead: o.ahead.wrapping_add(column * o.k * E::BYTES),
                     ..o
                 };
                 match (wide, count) {
@@ -190,7 +190,7 @@ unsafe fn block<V: Lanes, E: Element, const M: usize, const N: usize>(o: Operand
             for (n, right) in right.iter_mut().enumerate() {
                 *right = E::load::<V>(o.b.add(l * o.ldb + n * 16 * E::BYTES));
                 if n * 16 * E::BYTES % 64 == 0 {
-                    prefetch(o.ahead.wrapping_add(l * o.ldb + n * 16 * E::BYTES));
+                    prefetch(o.ahead.wrapping_add((l * N + n) * 16 * E::BYTES));
                 }
             }
             for (m, sums) in sums.iter_mut().enumerate() {

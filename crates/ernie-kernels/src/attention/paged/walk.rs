@@ -80,9 +80,9 @@ impl Call<'_> {
             let (merged, partial) = scratch.split_at_mut(size);
             for chunk in tile.chunks.clone() {
                 if chunk == tile.chunks.start {
-                    self.chunk(tile, chunk, merged);
+                    self.chunk(tile, chunk, tile.chunks.end, merged);
                 } else {
-                    self.chunk(tile, chunk, partial);
+                    self.chunk(tile, chunk, tile.chunks.end, partial);
                     self.add(tile, merged, partial);
                 }
             }
@@ -126,8 +126,8 @@ impl Call<'_> {
         }
     }
 
-    /// The sums of a tile's rows over one chunk of positions.
-    pub(super) fn chunk(&self, tile: &Tile<'_>, chunk: usize, floats: &mut [f32]) {
+    /// The sums of a tile's rows over one chunk of positions, which more follow that end before chunk `run_end`.
+    pub(super) fn chunk(&self, tile: &Tile<'_>, chunk: usize, run_end: usize, floats: &mut [f32]) {
         let (layout, group, rows) = (&self.layout, self.heads.group(), tile.rows(self.heads));
         let (d, padded) = (layout.width, layout.padded);
         let (start, end) = (tile.start(), tile.start() + tile.count);
@@ -135,6 +135,7 @@ impl Call<'_> {
         part.clear();
         let first_page = (first_visible(start, self.window).max(chunk * CHUNK)) / PAGE;
         let last_page = end.min((chunk + 1) * CHUNK).div_ceil(PAGE);
+        let run_pages = end.min(run_end * CHUNK).div_ceil(PAGE);
         // Many rows share what is widened once; few widen on the way.
         let wide = rows > FEW && layout.format != CacheFormat::F32;
         pool::scratch(rows * (d + PAGE) + if wide { PAGE * padded } else { 0 }, |scratch| {
@@ -146,9 +147,9 @@ impl Call<'_> {
             for page in first_page..last_page {
                 let position = page * PAGE;
                 let head = &tile.span.pages[page][layout.head(tile.kv_head)];
-                // The same place of the next page, of which only the address is taken.
-                let next = tile.span.pages.get(page + 1).and_then(|next| next.get(layout.head(tile.kv_head)));
-                let next = next.unwrap_or(head);
+                // The same place of the page that follows here, of which only the address is taken.
+                let following = tile.span.pages[..run_pages].get(page + 1);
+                let next = following.and_then(|next| next.get(layout.head(tile.kv_head))).unwrap_or(head);
                 let columns = (end - position).min(PAGE).next_multiple_of(16);
                 let keys = self.side(head, next, (d, PAGE), wide.then_some(&mut *widened));
                 keys.multiply(self.isa, queries, d, 0..d, scores, PAGE, columns, false);
