@@ -51,7 +51,7 @@ pub enum WeightsAs {
     /// Rounded to 8-bit integers, symmetric, one scale a row; embedding and head included. Inputs are rounded to 8 bits as
     /// they are used.
     Int8,
-    /// Rounded to 4-bit integers with a scale and a minimum every 32; embedding and head included. Inputs as with `Int8`.
+    /// Rounded to 4-bit integers with a scale and a minimum every 32; embedding and head to 8 bits. Inputs as with `Int8`.
     Int4,
 }
 

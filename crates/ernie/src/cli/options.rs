@@ -40,7 +40,7 @@ enum WeightsForm {
     Bf16,
     /// Rounded to 8 bits, a scale a row
     Int8,
-    /// Rounded to 4 bits, a scale and a minimum every 32
+    /// Rounded to 4 bits, a scale and a minimum every 32; embedding and head to 8
     Int4,
 }
 
