@@ -133,11 +133,66 @@ pub fn write(k: &[f32], v: &[f32], heads: &Heads, format: CacheFormat, writes: &
             }
             for head in 0..heads.kv_heads {
                 let at = rows.start * width + head * layout.width;
+                let stored = &mut w.page[layout.head(head)];
+                if rows.len() < FEW {
+                    for i in 0..rows.len() {
+                        let row = at + i * width..at + i * width + layout.width;
+                        store_row(isa, &layout, &k[row.clone()], &v[row], first + i, stored);
+                    }
+                    continue;
+                }
                 let (k, v) = (Tile { data: &k[at..], stride: width }, Tile { data: &v[at..], stride: width });
-                store_head(isa, &layout, k, v, rows.len(), first, &mut w.page[layout.head(head)]);
+                store_head(isa, &layout, k, v, rows.len(), first, stored);
             }
         }
     });
+}
+
+/// Rows from which on keys are turned in squares; fewer are scattered, a row at a time.
+const FEW: usize = 16;
+
+kernel! {
+    /// Stores a row of one head at a place.
+    fn store_row(layout: &Layout, k: &[f32], v: &[f32], place: usize, head: &mut [u8]) {
+        let mut inverse = [1.0_f32; 2];
+        if layout.format == CacheFormat::Int8 {
+            let (scales, _) = head[layout.scales()..].as_chunks_mut::<4>();
+            for ((inverse, x), at) in inverse.iter_mut().zip([k, v]).zip([place, PAGE + place]) {
+                let scale;
+                (scale, *inverse) = scale_of(largest_in(x));
+                scales[at] = scale.to_le_bytes();
+            }
+        }
+        let (keys, values) = head.split_at_mut(layout.values());
+        match layout.format {
+            CacheFormat::F32 => {
+                let (keys, values) = (keys.as_chunks_mut::<4>().0, values.as_chunks_mut::<4>().0);
+                for (keys, x) in keys.as_chunks_mut::<PAGE>().0.iter_mut().zip(k) {
+                    keys[place] = x.to_le_bytes();
+                }
+                for (value, x) in values[place * layout.padded..].iter_mut().zip(v) {
+                    *value = x.to_le_bytes();
+                }
+            }
+            CacheFormat::Bf16 => {
+                let (keys, values) = (keys.as_chunks_mut::<2>().0, values.as_chunks_mut::<2>().0);
+                for (keys, &x) in keys.as_chunks_mut::<PAGE>().0.iter_mut().zip(k) {
+                    keys[place] = to_bf16(x);
+                }
+                for (value, &x) in values[place * layout.padded..].iter_mut().zip(v) {
+                    *value = to_bf16(x);
+                }
+            }
+            CacheFormat::Int8 => {
+                for (keys, &x) in keys.as_chunks_mut::<PAGE>().0.iter_mut().zip(k) {
+                    keys[place] = to_int8(x * inverse[0]);
+                }
+                for (value, &x) in values[place * layout.padded..].iter_mut().zip(v) {
+                    *value = to_int8(x * inverse[1]);
+                }
+            }
+        }
+    }
 }
 
 /// Stores `n` rows of one head at places `first..first + n`.
@@ -148,7 +203,7 @@ fn store_head(isa: Isa, layout: &Layout, k: Tile<'_>, v: Tile<'_>, n: usize, fir
         let mut scales = layout.head_scales(head);
         for ((side, inverse), scales) in [k, v].into_iter().zip(&mut inverse).zip(&mut scales) {
             for i in 0..n {
-                (scales[first + i], inverse[i]) = scale(isa, &side.data[i * side.stride..][..d]);
+                (scales[first + i], inverse[i]) = scale_of(largest(isa, &side.data[i * side.stride..][..d]));
             }
         }
         let (bytes, _) = head[layout.scales()..].as_chunks_mut::<4>();
@@ -179,9 +234,10 @@ fn store_head(isa: Isa, layout: &Layout, k: Tile<'_>, v: Tile<'_>, n: usize, fir
     });
 }
 
-/// The int8 scale of a row, and what to multiply by to get to the grid. NaN for a row that is not finite.
-fn scale(isa: Isa, row: &[f32]) -> (f32, f32) {
-    let largest = largest(isa, row);
+/// The int8 scale of a row with this largest magnitude, and what to multiply by to get to the grid. NaN for a row that is not
+/// finite.
+#[inline(always)]
+fn scale_of(largest: f32) -> (f32, f32) {
     if !largest.is_finite() {
         (f32::NAN, 0.0)
     } else if largest < 1e-36 {
@@ -192,31 +248,52 @@ fn scale(isa: Isa, row: &[f32]) -> (f32, f32) {
     }
 }
 
-kernel! {
-    /// The largest magnitude, infinite when an element is NaN.
-    fn largest(row: &[f32]) -> f32 {
-        let mut lanes = [0.0_f32; simd::LANES];
-        let magnitude = |x: f32| if x.is_nan() { f32::INFINITY } else { x.abs() };
-        let (blocks, tail) = row.as_chunks::<{ simd::LANES }>();
-        for block in blocks {
-            for l in 0..simd::LANES {
-                let x = magnitude(block[l]);
-                lanes[l] = if x > lanes[l] { x } else { lanes[l] };
-            }
-        }
-        for (l, &x) in tail.iter().enumerate() {
-            let x = magnitude(x);
+/// The largest magnitude, infinite when an element is NaN.
+#[inline(always)]
+fn largest_in(row: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; simd::LANES];
+    let magnitude = |x: f32| if x.is_nan() { f32::INFINITY } else { x.abs() };
+    let (blocks, tail) = row.as_chunks::<{ simd::LANES }>();
+    for block in blocks {
+        for l in 0..simd::LANES {
+            let x = magnitude(block[l]);
             lanes[l] = if x > lanes[l] { x } else { lanes[l] };
         }
-        simd::max(&lanes)
     }
+    for (l, &x) in tail.iter().enumerate() {
+        let x = magnitude(x);
+        lanes[l] = if x > lanes[l] { x } else { lanes[l] };
+    }
+    simd::max(&lanes)
+}
+
+kernel! {
+    /// As [`largest_in`].
+    fn largest(row: &[f32]) -> f32 {
+        largest_in(row)
+    }
+}
+
+/// To nearest, ties to even; a NaN keeps its upper half and is made quiet.
+#[inline(always)]
+fn to_bf16(x: f32) -> [u8; 2] {
+    let bits = x.to_bits();
+    let rounded = (bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16;
+    let kept = (bits >> 16) as u16 | 0x40;
+    (if x.is_nan() { kept } else { rounded }).to_le_bytes()
+}
+
+/// To nearest, ties to even, of what is within `-127..=127`; a NaN gives any byte.
+#[inline(always)]
+fn to_int8(x: f32) -> u8 {
+    /// 1.5 * 2^23: adding it rounds to the nearest integer, which then stands in the low bits.
+    const MAGIC: f32 = 12_582_912.0;
+    (x + MAGIC).to_bits() as u8
 }
 
 kernel! {
     /// Rounds to the format, little-endian. For int8 the elements are within `-127..=127`.
     fn store(format: CacheFormat, x: &[f32], out: &mut [u8]) {
-        /// 1.5 * 2^23: adding it rounds to the nearest integer, which then stands in the low bits.
-        const MAGIC: f32 = 12_582_912.0;
         match format {
             CacheFormat::F32 => {
                 for (out, x) in out.as_chunks_mut::<4>().0.iter_mut().zip(x) {
@@ -224,17 +301,13 @@ kernel! {
                 }
             }
             CacheFormat::Bf16 => {
-                for (out, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
-                    let bits = x.to_bits();
-                    // To nearest, ties to even; a NaN keeps its upper half and is made quiet.
-                    let rounded = (bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16;
-                    let kept = (bits >> 16) as u16 | 0x40;
-                    *out = (if x.is_nan() { kept } else { rounded }).to_le_bytes();
+                for (out, &x) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+                    *out = to_bf16(x);
                 }
             }
             CacheFormat::Int8 => {
                 for (out, &x) in out.iter_mut().zip(x) {
-                    *out = (x + MAGIC).to_bits() as u8;
+                    *out = to_int8(x);
                 }
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! `C (+)= A · B` with `B` row-major at the page's format, its columns a whole number of vectors. Each element of `C` is one
 //! chain of (fused) multiply-adds in the order of the inner index, whatever rows or columns share the call, and whether `B`
-//! was widened before ([`widen`]) or here. While a row of `B` is used, the same row of the next page is asked for.
+//! was widened before ([`widen`]) or here. While `B` is used, as many bytes of the next page are asked for, in their order.
 
 use super::CacheFormat;
 use crate::lanes::Lanes;
