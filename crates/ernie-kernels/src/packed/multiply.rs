@@ -1,20 +1,22 @@
 //! Many products in one parallel region.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::activations::{Activations, Side};
-use super::layout::{Blocks, PANEL, SUPER, Scales};
+use super::layout::{Blocks, Layout, PANEL, SUPER, Scales};
 use super::matrix::Matrix;
-use super::tile::{self, Shape, Tile};
+use super::tile::{self, Shape, Spread, Tile};
 use crate::level::Isa;
 use crate::pool::{self, Shared};
 
-/// Rows up to which a panel is read by one block after another while it is in the first-level cache. Beyond, three panels at a
-/// time stay in the second-level cache for all rows.
-const FEW: usize = 16;
+/// Rows up to which a panel is read once and used as it comes. Beyond, [`SLICE`] elements of as many panels as a block takes stay in
+/// the first-level cache for all rows, with nibbles widened to bytes and scales to floats.
+const STREAMED: usize = 4;
 
-/// Rows up to which nibbles are widened in registers. Beyond, a panel is widened to bytes once.
-const NIBBLE_ROWS: usize = 4;
+/// Elements along k that are worked on together: three panels of so many are half of a first-level cache of 48 KiB. A multiple of
+/// every run, block and super-block.
+const SLICE: usize = 512;
 
 /// Bytes of weights that make a task for few rows worth handing over (some 5 microseconds from memory).
 const WORTH_BYTES: usize = 64 * 1024;
@@ -104,113 +106,191 @@ impl Job<'_> {
     /// Enough work to be worth a task, few enough tasks to go round.
     fn panels_a_task(&self) -> usize {
         let layout = &self.w.layout;
-        if self.rows <= FEW {
-            return WORTH_BYTES.div_ceil(layout.panel_bytes().max(1));
+        let streamed = WORTH_BYTES.div_ceil(layout.panel_bytes().max(1));
+        if self.rows <= STREAMED {
+            return streamed;
         }
-        WORTH.div_ceil((layout.padded * PANEL * self.rows).max(1)).next_multiple_of(3)
+        WORTH.div_ceil((layout.padded * PANEL * self.rows).max(1)).min(streamed).next_multiple_of(3)
     }
 
     /// Computes the outputs of some panels.
     fn run(&self, isa: Isa, panels: Range<usize>) {
-        let (blocks, three) = tile::block_rows(isa);
-        let kind = self.w.layout.kind;
-        let widened = kind.nibbles() && self.rows > NIBBLE_ROWS;
-        let together = if self.rows > FEW && three.is_some() { 3 } else { 1 };
+        let (heights, most) = tile::block_rows(isa);
         let mut panel = panels.start;
         while panel < panels.end {
-            let n = if panels.end - panel >= together { together } else { 1 };
-            if widened {
-                let bytes = self.w.layout.padded * PANEL;
-                pool::scratch(n * bytes / size_of::<f32>(), |scratch| {
-                    let scratch: &mut [u8] = bytemuck::cast_slice_mut(scratch);
-                    // To an offset of 128.
-                    let by = (128 - kind.offset()) as u8;
-                    for (i, to) in scratch.chunks_exact_mut(bytes.max(1)).enumerate() {
-                        let from = &self.w.panel(panel + i)[self.w.layout.scale_bytes..];
-                        assert!(2 * from.len() == to.len(), "multiply: nibbles of another length");
-                        // SAFETY: `isa` is supported, and the lengths were just compared.
-                        unsafe { tile::widening(isa)(from.as_ptr(), to.as_mut_ptr(), from.len() / 64, by) };
-                    }
-                    self.panels(isa, blocks, three, panel, n, Some(scratch));
-                });
+            if self.rows <= STREAMED {
+                let all = Slice::of(&self.w.layout, 0, self.w.layout.padded);
+                self.rows(isa, heights, panel, 1, &all);
+                panel += 1;
             } else {
-                self.panels(isa, blocks, three, panel, n, None);
+                let n = if panels.end - panel >= most { most } else { 1 };
+                self.slices(isa, heights, panel, n);
+                panel += n;
             }
-            panel += n;
         }
     }
 
-    /// All rows of `n` panels, whose weights are `widened` if given.
-    fn panels(&self, isa: Isa, blocks: &[usize], three: Option<usize>, panel: usize, n: usize, widened: Option<&[u8]>) {
+    /// `n` panels, slice after slice.
+    fn slices(&self, isa: Isa, heights: &[usize], panel: usize, n: usize) {
+        let layout = &self.w.layout;
+        let blocks = layout.kind.blocks();
+        let each = 1 + usize::from(layout.kind.has_minimum());
+        let scales = blocks.map_or(0, |b| SLICE / b.elements * PANEL * each);
+        let bytes = if layout.kind.nibbles() { SLICE * PANEL } else { 0 };
+        let sums = if layout.padded > SLICE { self.rows * PANEL } else { 0 };
+        pool::scratch(n * (sums + scales + bytes / size_of::<f32>()), |scratch| {
+            let (sums, scratch) = scratch.split_at_mut(n * sums);
+            let sums = Cell::from_mut(sums).as_slice_of_cells();
+            let (wide_scales, wide) = scratch.split_at_mut(n * scales);
+            let wide: &mut [u8] = bytemuck::cast_slice_mut(wide);
+            for from in (0..layout.padded.max(1)).step_by(SLICE) {
+                let elements = SLICE.min(layout.padded - from);
+                let mut slice = Slice::of(layout, from, elements);
+                slice.sums = sums;
+                if layout.kind.nibbles() {
+                    // To an offset of 128.
+                    let by = (128 - layout.kind.offset()) as u8;
+                    for (i, to) in wide.chunks_exact_mut(SLICE * PANEL).enumerate() {
+                        let lines = elements * PANEL / 128;
+                        let weights = &self.w.panel(panel + i)[layout.scale_bytes + from * PANEL / 2..][..lines * 64];
+                        // SAFETY: `isa` is supported; so many lines are there, and `to` holds a slice, which is no shorter.
+                        unsafe { tile::widening(isa)(weights.as_ptr(), to.as_mut_ptr(), lines, by) };
+                    }
+                    slice.weights = Some(wide);
+                }
+                if let Some(Blocks { elements: block, .. }) = blocks {
+                    for (i, to) in wide_scales.chunks_exact_mut(scales).enumerate() {
+                        let (first, count) = (from / block, elements / block);
+                        assert!(
+                            (first + count) * block <= layout.padded && count * PANEL * each <= to.len(),
+                            "multiply: scales outside their panel"
+                        );
+                        let spread = Spread {
+                            from: self.w.panel(panel + i).as_ptr(),
+                            subs_start: layout.subs_start(),
+                            super_shift: slice.super_shift,
+                            first,
+                            blocks: count,
+                            to: to.as_mut_ptr(),
+                        };
+                        // SAFETY: `isa` is supported; the blocks were just found in their panel and to fit `to`.
+                        unsafe { tile::spreading(isa, slice.shape)(&spread) };
+                    }
+                    slice.scales = Some(wide_scales);
+                }
+                self.rows(isa, heights, panel, n, &slice);
+            }
+        });
+    }
+
+    /// All rows by a slice of `n` panels.
+    fn rows(&self, isa: Isa, heights: &[usize], panel: usize, n: usize, slice: &Slice<'_>) {
         let mut row = 0;
         while row < self.rows {
             let left = self.rows - row;
-            let (m, together) = match three {
-                Some(m) if n == 3 && left >= m => (m, 3),
-                _ => (blocks.iter().copied().find(|&m| m <= left).unwrap_or(1), 1),
-            };
-            for at in (0..n).step_by(together) {
-                self.block(isa, panel, at, together, row, m, widened);
-            }
+            let m = heights.iter().copied().find(|&m| m <= left).unwrap_or(1);
+            self.block(isa, panel, n, row, m, slice);
             row += m;
         }
     }
 
-    /// One register block: `m` rows from `row` on by `n` panels from `panel + at` on.
-    #[allow(clippy::too_many_arguments)] // Where a block lies takes that many numbers.
-    fn block(&self, isa: Isa, panel: usize, at: usize, n: usize, row: usize, m: usize, widened: Option<&[u8]>) {
+    /// One register block: `m` rows from `row` on by a slice of `n` panels from `panel` on.
+    fn block(&self, isa: Isa, panel: usize, n: usize, row: usize, m: usize, slice: &Slice<'_>) {
         let layout = &self.w.layout;
         let (size, run) = (layout.panel_bytes(), layout.kind.run());
-        let first = panel + at;
-        let (w, w_stride, w_bytes) = match widened {
-            Some(bytes) => (&bytes[at * layout.padded * PANEL..], layout.padded * PANEL, layout.padded * PANEL),
-            None => (&self.w.panels()[first * size + layout.scale_bytes..], size, layout.weight_bytes),
+        let Slice { from, elements, mut shape, .. } = *slice;
+        let (w, w_stride, w_bytes) = match slice.weights {
+            Some(bytes) => {
+                shape.nibbles = false;
+                (bytes, SLICE * PANEL, elements * PANEL)
+            }
+            None => {
+                let each = if shape.nibbles { PANEL / 2 } else { PANEL };
+                (&self.w.panels()[panel * size + layout.scale_bytes + from * each..], size, elements * each)
+            }
+        };
+        let (scales, scales_stride) = match slice.scales {
+            Some(scales) => {
+                shape.scales = tile::WIDE;
+                (scales.as_ptr().cast(), scales.len() / n * size_of::<f32>())
+            }
+            None => (self.w.panels()[panel * size..].as_ptr(), size),
         };
         let row_scales = self.w.row_scales();
-        let outputs = first * PANEL..((first + n) * PANEL).min(layout.out);
+        let outputs = panel * PANEL..((panel + n) * PANEL).min(layout.out);
+        let whole = from == 0 && elements == layout.padded;
         // Everything a kernel touches, once more: the unsafe call below rests on these.
         assert!(
             m <= self.rows - row
                 && self.bytes.len() >= self.rows * self.stride
                 && self.sides.len() >= self.rows * self.side_stride
+                && from + elements <= layout.padded
                 && layout.padded <= self.stride
                 && layout.padded / run <= self.side_stride
                 && w.len() >= (n - 1) * w_stride + w_bytes
-                && self.w.panels().len() >= (first + n) * size
+                && (whole || slice.scales.is_some() || shape.scales == tile::ROW)
+                && (whole || slice.sums.len() >= self.rows * n * PANEL)
+                && self.w.panels().len() >= (panel + n) * size
                 && outputs.len() > (n - 1) * PANEL
-                && (layout.kind.blocks().is_some() || row_scales.len() >= (first + n) * PANEL)
+                && (layout.kind.blocks().is_some() || row_scales.len() >= (panel + n) * PANEL)
                 && self.y.len() >= self.rows * layout.out,
             "multiply: a block outside its operands"
         );
-        let shift = |elements: usize| (elements / run).ilog2();
-        let (scales, block_shift, super_shift) = match layout.kind.blocks() {
-            None => (tile::ROW, 0, 0),
-            Some(Blocks { scales: Scales::Half, elements, .. }) => (tile::HALF, shift(elements), 0),
-            Some(Blocks { scales: Scales::Sub, elements, .. }) => (tile::SUB, shift(elements), shift(SUPER)),
-        };
-        let shape =
-            Shape { nibbles: layout.kind.nibbles() && widened.is_none(), scales, minimum: layout.kind.has_minimum() };
         let tile = Tile {
-            x: self.bytes[row * self.stride..].as_ptr(),
+            x: self.bytes[row * self.stride + from..].as_ptr(),
             x_stride: self.stride,
-            sides: self.sides[row * self.side_stride..].as_ptr(),
+            sides: self.sides[row * self.side_stride + from / run..].as_ptr(),
             side_stride: self.side_stride,
             w: w.as_ptr(),
             w_stride,
-            scales: self.w.panels()[first * size..].as_ptr(),
-            scales_stride: size,
+            scales,
+            scales_stride,
             subs_start: layout.subs_start(),
-            row_scales: if scales == tile::ROW { row_scales[first * PANEL..].as_ptr() } else { std::ptr::null() },
+            row_scales: if shape.scales == tile::ROW { row_scales[panel * PANEL..].as_ptr() } else { std::ptr::null() },
             y: self.y.pointer().wrapping_add(row * layout.out + outputs.start),
             y_stride: layout.out,
             last: outputs.len() - (n - 1) * PANEL,
-            runs: layout.padded / run,
+            runs: elements / run,
             steps: run / 4,
-            block_shift,
-            super_shift,
+            block_shift: slice.block_shift,
+            super_shift: slice.super_shift,
+            sums: slice.sums.as_ptr().cast::<f32>().cast_mut().wrapping_add(if whole { 0 } else { row * n * PANEL }),
+            resumes: from > 0,
+            ends: from + elements == layout.padded,
         };
         // SAFETY: `isa` is supported; rows, panels and outputs were just checked against what is there; the panels of a task, and
-        // so the columns of `y`, are its own.
-        unsafe { tile::kernel(isa, shape, m, n)(&tile) };
+        // so the columns of `y`, are its own, as are its sums.
+        unsafe { tile::kernel(isa, shape, m, n, run / 4)(&tile) };
+    }
+}
+
+/// A stretch along k, with what was made of its weights beforehand.
+struct Slice<'a> {
+    from: usize,
+    elements: usize,
+    /// As the weights are stored.
+    shape: Shape,
+    block_shift: u32,
+    super_shift: u32,
+    /// Bytes, [`SLICE`] elements of each panel.
+    weights: Option<&'a [u8]>,
+    /// Floats, as much of each panel.
+    scales: Option<&'a [f32]>,
+    /// Where sums wait for the next slice, unless this is all.
+    sums: &'a [Cell<f32>],
+}
+
+impl Slice<'_> {
+    fn of(layout: &Layout, from: usize, elements: usize) -> Self {
+        let run = layout.kind.run();
+        let (scales, block_shift, super_shift) = match layout.kind.blocks() {
+            None => (tile::ROW, 0, 0),
+            Some(b) => {
+                let scales = if b.scales == Scales::Half { tile::HALF } else { tile::SUB };
+                (scales, (b.elements / run).ilog2(), (SUPER / b.elements).ilog2())
+            }
+        };
+        let shape = Shape { nibbles: layout.kind.nibbles(), scales, minimum: layout.kind.has_minimum() };
+        Slice { from, elements, shape, block_shift, super_shift, weights: None, scales: None, sums: &[] }
     }
 }

@@ -5,17 +5,19 @@
 //! `sum = fma(minimum, input_sum, sum)` after it. Where a row has one scale the inner product is absent and the scale multiplies
 //! the sum at the end. It is the same for every block size, so that results do not depend on the rows in a call.
 
-use super::activations::Side;
+use super::activations::{GROUP, Side};
 use super::vectors::{Plain, Vectors};
 use crate::Level;
 use crate::level::Isa;
 
-/// How a kernel finds weight scales: [`ROW`], [`HALF`] or [`SUB`].
+/// How a kernel finds weight scales: [`ROW`], [`HALF`], [`SUB`] or [`WIDE`].
 pub(super) const ROW: u8 = 0;
 /// An f16 a block.
 pub(super) const HALF: u8 = 1;
 /// A byte a block, an f16 a super-block.
 pub(super) const SUB: u8 = 2;
+/// As [`HALF`], but floats: what [`Spread`] makes of the two above.
+pub(super) const WIDE: u8 = 3;
 
 /// Bytes ahead of the reads that weights are asked for: enough to cover the memory's latency, few enough to stay in cache.
 const AHEAD: usize = 2048;
@@ -46,9 +48,51 @@ pub(super) struct Tile {
     /// Runs in a row, and steps of four elements in a run.
     pub(super) runs: usize,
     pub(super) steps: usize,
-    /// Runs in a block and in a super-block, as powers of two.
+    /// Runs in a block, and blocks in a super-block, as powers of two.
     pub(super) block_shift: u32,
     pub(super) super_shift: u32,
+    /// Sums of a call that does not see a whole row, 16 of each panel of each row.
+    pub(super) sums: *mut f32,
+    /// Whether it goes on from `sums`, and whether it ends a row: then it writes `y` and otherwise `sums`.
+    pub(super) resumes: bool,
+    pub(super) ends: bool,
+}
+
+/// A panel's scales and minimums, `SCALES` being [`HALF`], [`SUB`] or [`WIDE`].
+///
+/// # Safety
+/// The processor has the features of `V`, and `at` points to the scales of a panel with that block.
+#[inline(always)]
+unsafe fn scales<V: Vectors, const SCALES: u8, const MINIMUM: bool>(
+    at: *const u8,
+    subs_start: usize,
+    super_shift: u32,
+    block: usize,
+) -> [V::Floats; 2] {
+    let each = 1 + MINIMUM as usize;
+    // SAFETY: by contract.
+    unsafe {
+        match SCALES {
+            HALF => {
+                let at = at.add(block * 32 * each);
+                [V::halves(at), if MINIMUM { V::halves(at.add(32)) } else { V::splat(0.0) }]
+            }
+            SUB => {
+                let upper = at.add((block >> super_shift) * 32 * each);
+                let sub = at.add(subs_start + block * 16 * each);
+                // No closure for the two: compilers left it a function without the level's instructions.
+                let scale = V::mul(V::halves(upper), V::bytes(sub));
+                let minimum =
+                    if MINIMUM { V::mul(V::halves(upper.add(32)), V::bytes(sub.add(16))) } else { V::splat(0.0) };
+                [scale, minimum]
+            }
+            WIDE => {
+                let at = at.cast::<f32>().add(block * 16 * each);
+                [V::load(at), if MINIMUM { V::load(at.add(16)) } else { V::splat(0.0) }]
+            }
+            _ => [V::splat(0.0); 2],
+        }
+    }
 }
 
 /// # Safety
@@ -62,14 +106,20 @@ unsafe fn tile<
     const NIBBLES: bool,
     const SCALES: u8,
     const MINIMUM: bool,
+    const STEPS: usize,
 >(
     t: &Tile,
 ) {
     // SAFETY: by contract; steps, runs and panels stay below the counts that the sizes were made from.
     unsafe {
-        let mut sums = [[V::splat(0.0); N]; M];
+        let steps = if STEPS > 0 { STEPS } else { t.steps };
+        let mut sums: [[V::Floats; N]; M] = [[V::splat(0.0); N]; M];
+        if t.resumes {
+            for (i, sum) in sums.as_flattened_mut().iter_mut().enumerate() {
+                *sum = V::load(t.sums.add(i * 16));
+            }
+        }
         let (mut x, mut w) = (t.x, t.w);
-        let each = 1 + MINIMUM as usize;
         for run in 0..t.runs {
             let sides = t.sides.add(run);
             let mut dots: [[V::Ints; N]; M] = std::array::from_fn(|m| {
@@ -81,7 +131,7 @@ unsafe fn tile<
                 }); N]
             });
             if NIBBLES {
-                for _ in 0..t.steps / 2 {
+                for _ in 0..steps / 2 {
                     let both: [[V::Weights; 2]; N] = std::array::from_fn(|n| V::nibbles(w.add(n * t.w_stride)));
                     if N == 1 {
                         V::prefetch(w.wrapping_add(AHEAD));
@@ -96,7 +146,7 @@ unsafe fn tile<
                     w = w.add(64);
                 }
             } else {
-                for _ in 0..t.steps {
+                for _ in 0..steps {
                     let four: [V::Weights; N] = std::array::from_fn(|n| V::weights(w.add(n * t.w_stride)));
                     if N == 1 {
                         V::prefetch(w.wrapping_add(AHEAD));
@@ -111,28 +161,9 @@ unsafe fn tile<
                     w = w.add(64);
                 }
             }
+            let block = run >> t.block_shift;
             let scales: [[V::Floats; 2]; N] = std::array::from_fn(|n| {
-                let at = t.scales.add(n * t.scales_stride);
-                let block = run >> t.block_shift;
-                match SCALES {
-                    HALF => {
-                        let at = at.add(block * 32 * each);
-                        [V::halves(at), if MINIMUM { V::halves(at.add(32)) } else { V::splat(0.0) }]
-                    }
-                    SUB => {
-                        let upper = at.add((run >> t.super_shift) * 32 * each);
-                        let sub = at.add(t.subs_start + block * 16 * each);
-                        // No closure for the two: compilers left it a function without the level's instructions.
-                        let scale = V::mul(V::halves(upper), V::bytes(sub));
-                        let minimum = if MINIMUM {
-                            V::mul(V::halves(upper.add(32)), V::bytes(sub.add(16)))
-                        } else {
-                            V::splat(0.0)
-                        };
-                        [scale, minimum]
-                    }
-                    _ => [V::splat(0.0); 2],
-                }
+                scales::<V, SCALES, MINIMUM>(t.scales.add(n * t.scales_stride), t.subs_start, t.super_shift, block)
             });
             for (m, (sums, dots)) in sums.iter_mut().zip(&dots).enumerate() {
                 let side = sides.add(m * t.side_stride);
@@ -147,6 +178,12 @@ unsafe fn tile<
                     }
                 }
             }
+        }
+        if !t.ends {
+            for (i, &sum) in sums.as_flattened().iter().enumerate() {
+                V::store(sum, t.sums.add(i * 16), 16);
+            }
+            return;
         }
         for (m, sums) in sums.iter().enumerate() {
             for (n, &sum) in sums.iter().enumerate() {
@@ -174,6 +211,37 @@ unsafe fn widen<V: Vectors>(from: *const u8, to: *mut u8, lines: usize, by: u8) 
     }
 }
 
+/// The scales of some blocks of a panel as floats: what [`WIDE`] reads.
+pub(super) struct Spread {
+    pub(super) from: *const u8,
+    pub(super) subs_start: usize,
+    pub(super) super_shift: u32,
+    pub(super) first: usize,
+    pub(super) blocks: usize,
+    pub(super) to: *mut f32,
+}
+
+/// # Safety
+/// The processor has the features of `V`; the scales of the blocks are readable, and 16 floats a block (twice as many with minimums)
+/// writable.
+#[inline(always)]
+unsafe fn spread<V: Vectors, const SCALES: u8, const MINIMUM: bool>(s: &Spread) {
+    for i in 0..s.blocks {
+        // SAFETY: by contract.
+        unsafe {
+            let [scale, minimum] = scales::<V, SCALES, MINIMUM>(s.from, s.subs_start, s.super_shift, s.first + i);
+            let to = s.to.add(i * if MINIMUM { 32 } else { 16 });
+            V::store(scale, to, 16);
+            if MINIMUM {
+                V::store(minimum, to.add(16), 16);
+            }
+        }
+    }
+}
+
+/// A spreading of scales: its contract is [`spread`]'s.
+pub(super) type Spreader = unsafe fn(&Spread);
+
 /// A kernel: its contract is [`tile`]'s.
 pub(super) type Kernel = unsafe fn(&Tile);
 
@@ -188,6 +256,45 @@ pub(super) struct Shape {
     pub(super) minimum: bool,
 }
 
+/// Steps of the run that most kinds have.
+const USUAL: usize = GROUP / 4;
+
+/// Chooses among the kernels of a level.
+macro_rules! kernels {
+    ($shape:ident, $m:ident, $n:ident, $steps:ident, $rows:ident, $three:ident) => {{
+        let Shape { nibbles, scales, minimum } = $shape;
+        match ($n, nibbles, scales, minimum) {
+            (3, false, ROW, _) => $three::<ROW, false>($m, $steps),
+            (3, false, WIDE, false) => $three::<WIDE, false>($m, $steps),
+            (3, false, WIDE, true) => $three::<WIDE, true>($m, $steps),
+            (1, false, ROW, _) => $rows::<false, ROW, false>($m),
+            (1, false, HALF, false) => $rows::<false, HALF, false>($m),
+            (1, false, HALF, true) => $rows::<false, HALF, true>($m),
+            (1, false, SUB, false) => $rows::<false, SUB, false>($m),
+            (1, false, SUB, true) => $rows::<false, SUB, true>($m),
+            (1, false, WIDE, false) => $rows::<false, WIDE, false>($m),
+            (1, false, WIDE, true) => $rows::<false, WIDE, true>($m),
+            (1, true, HALF, false) => $rows::<true, HALF, false>($m),
+            (1, true, HALF, true) => $rows::<true, HALF, true>($m),
+            (1, true, SUB, false) => $rows::<true, SUB, false>($m),
+            (1, true, SUB, true) => $rows::<true, SUB, true>($m),
+            _ => unreachable!("no kernel of {} rows by {} panels, {scales}", $m, $n),
+        }
+    }};
+}
+
+/// Chooses among the spreadings of a level.
+macro_rules! spreaders {
+    ($shape:ident, $floats:ident) => {
+        match ($shape.scales, $shape.minimum) {
+            (HALF, false) => $floats::<HALF, false>,
+            (HALF, true) => $floats::<HALF, true>,
+            (_, false) => $floats::<SUB, false>,
+            (_, true) => $floats::<SUB, true>,
+        }
+    };
+}
+
 /// Defines the instances of one level: `$tile` and `$widen` are the generic functions compiled for it.
 macro_rules! instances {
     ($name:ident, $features:literal, $vectors:ty, $wide:tt) => {
@@ -197,11 +304,30 @@ macro_rules! instances {
             /// # Safety
             /// See [`super::tile`].
             #[target_feature(enable = $features)]
-            unsafe fn block<const M: usize, const N: usize, const NIBBLES: bool, const SCALES: u8, const MINIMUM: bool>(
+            unsafe fn block<
+                const M: usize,
+                const N: usize,
+                const NIBBLES: bool,
+                const SCALES: u8,
+                const MINIMUM: bool,
+                const STEPS: usize,
+            >(
                 t: &Tile,
             ) {
                 // SAFETY: the features are enabled here; the rest is the caller's contract.
-                unsafe { tile::<$vectors, M, N, NIBBLES, SCALES, MINIMUM>(t) }
+                unsafe { tile::<$vectors, M, N, NIBBLES, SCALES, MINIMUM, STEPS>(t) }
+            }
+
+            /// # Safety
+            /// See [`super::spread`].
+            #[target_feature(enable = $features)]
+            unsafe fn floats<const SCALES: u8, const MINIMUM: bool>(s: &Spread) {
+                // SAFETY: the features are enabled here; the rest is the caller's contract.
+                unsafe { super::spread::<$vectors, SCALES, MINIMUM>(s) }
+            }
+
+            pub(super) fn spread(shape: Shape) -> Spreader {
+                spreaders!(shape, floats)
             }
 
             /// # Safety
@@ -216,42 +342,46 @@ macro_rules! instances {
                 wide
             }
 
-            fn rows<const NIBBLES: bool, const SCALES: u8, const MINIMUM: bool>(m: usize, n: usize) -> Kernel {
-                instances!(@rows $wide, m, n, NIBBLES, SCALES, MINIMUM)
+            fn rows<const NIBBLES: bool, const SCALES: u8, const MINIMUM: bool>(m: usize) -> Kernel {
+                instances!(@rows $wide, m, NIBBLES, SCALES, MINIMUM)
             }
 
-            pub(super) fn kernel(shape: Shape, m: usize, n: usize) -> Kernel {
-                let Shape { nibbles, scales, minimum } = shape;
-                match (nibbles, scales, minimum) {
-                    (false, ROW, _) => rows::<false, ROW, false>(m, n),
-                    (false, HALF, false) => rows::<false, HALF, false>(m, n),
-                    (false, HALF, true) => rows::<false, HALF, true>(m, n),
-                    (false, _, false) => rows::<false, SUB, false>(m, n),
-                    (false, _, true) => rows::<false, SUB, true>(m, n),
-                    (true, HALF, false) => rows::<true, HALF, false>(m, n),
-                    (true, HALF, true) => rows::<true, HALF, true>(m, n),
-                    (true, _, false) => rows::<true, SUB, false>(m, n),
-                    (true, _, true) => rows::<true, SUB, true>(m, n),
-                }
+            fn three<const SCALES: u8, const MINIMUM: bool>(m: usize, steps: usize) -> Kernel {
+                instances!(@three $wide, m, steps, SCALES, MINIMUM)
+            }
+
+            pub(super) fn kernel(shape: Shape, m: usize, n: usize, steps: usize) -> Kernel {
+                kernels!(shape, m, n, steps, rows, three)
             }
         }
     };
-    (@rows true, $m:ident, $n:ident, $nibbles:ident, $scales:ident, $minimum:ident) => {
-        match ($m, $n) {
-            (1, 1) => block::<1, 1, $nibbles, $scales, $minimum>,
-            (2, 1) => block::<2, 1, $nibbles, $scales, $minimum>,
-            (4, 1) => block::<4, 1, $nibbles, $scales, $minimum>,
-            (8, 1) if !$nibbles => block::<8, 1, false, $scales, $minimum>,
-            (8, 3) if !$nibbles => block::<8, 3, false, $scales, $minimum>,
-            _ => unreachable!("no kernel of {} rows by {} panels", $m, $n),
+    (@rows true, $m:ident, $nibbles:ident, $scales:ident, $minimum:ident) => {
+        match $m {
+            1 => block::<1, 1, $nibbles, $scales, $minimum, 0>,
+            2 => block::<2, 1, $nibbles, $scales, $minimum, 0>,
+            4 => block::<4, 1, $nibbles, $scales, $minimum, 0>,
+            _ => unreachable!("no kernel of {} rows by a panel", $m),
         }
     };
-    (@rows false, $m:ident, $n:ident, $nibbles:ident, $scales:ident, $minimum:ident) => {
-        match ($m, $n) {
-            (1, 1) => block::<1, 1, $nibbles, $scales, $minimum>,
-            (4, 1) => block::<4, 1, $nibbles, $scales, $minimum>,
-            _ => unreachable!("no kernel of {} rows by {} panels", $m, $n),
+    (@rows false, $m:ident, $nibbles:ident, $scales:ident, $minimum:ident) => {
+        match $m {
+            1 => block::<1, 1, $nibbles, $scales, $minimum, 0>,
+            4 => block::<4, 1, $nibbles, $scales, $minimum, 0>,
+            _ => unreachable!("no kernel of {} rows by a panel", $m),
         }
+    };
+    // The block that most work is done in knows how many steps the ordinary run has: unrolled, it is a fifth faster.
+    (@three true, $m:ident, $steps:ident, $scales:ident, $minimum:ident) => {
+        match ($m, $steps) {
+            (1, _) => block::<1, 3, false, $scales, $minimum, 0>,
+            (2, _) => block::<2, 3, false, $scales, $minimum, 0>,
+            (4, USUAL) => block::<4, 3, false, $scales, $minimum, USUAL>,
+            (4, _) => block::<4, 3, false, $scales, $minimum, 0>,
+            _ => unreachable!("no kernel of {} rows by three panels", $m),
+        }
+    };
+    (@three false, $m:ident, $steps:ident, $scales:ident, $minimum:ident) => {
+        unreachable!("no kernel of {} rows by three panels, {} steps", $m, $steps)
     };
 }
 
@@ -280,50 +410,67 @@ mod plain {
         super::widen::<Plain>
     }
 
-    fn rows<const NIBBLES: bool, const SCALES: u8, const MINIMUM: bool>(m: usize, n: usize) -> Kernel {
-        match (m, n) {
-            (1, 1) => tile::<Plain, 1, 1, NIBBLES, SCALES, MINIMUM>,
-            _ => unreachable!("no kernel of {m} rows by {n} panels"),
+    /// # Safety
+    /// See [`super::spread`].
+    unsafe fn floats<const SCALES: u8, const MINIMUM: bool>(s: &Spread) {
+        // SAFETY: the caller's contract.
+        unsafe { super::spread::<Plain, SCALES, MINIMUM>(s) }
+    }
+
+    pub(super) fn spread(shape: Shape) -> Spreader {
+        spreaders!(shape, floats)
+    }
+
+    fn rows<const NIBBLES: bool, const SCALES: u8, const MINIMUM: bool>(m: usize) -> Kernel {
+        match m {
+            1 => tile::<Plain, 1, 1, NIBBLES, SCALES, MINIMUM, 0>,
+            _ => unreachable!("no kernel of {m} rows by a panel"),
         }
     }
 
-    pub(super) fn kernel(shape: Shape, m: usize, n: usize) -> Kernel {
-        let Shape { nibbles, scales, minimum } = shape;
-        match (nibbles, scales, minimum) {
-            (false, ROW, _) => rows::<false, ROW, false>(m, n),
-            (false, HALF, false) => rows::<false, HALF, false>(m, n),
-            (false, HALF, true) => rows::<false, HALF, true>(m, n),
-            (false, _, false) => rows::<false, SUB, false>(m, n),
-            (false, _, true) => rows::<false, SUB, true>(m, n),
-            (true, HALF, false) => rows::<true, HALF, false>(m, n),
-            (true, HALF, true) => rows::<true, HALF, true>(m, n),
-            (true, _, false) => rows::<true, SUB, false>(m, n),
-            (true, _, true) => rows::<true, SUB, true>(m, n),
-        }
+    fn three<const SCALES: u8, const MINIMUM: bool>(m: usize, steps: usize) -> Kernel {
+        unreachable!("no kernel of {m} rows by three panels, {steps} steps")
+    }
+
+    pub(super) fn kernel(shape: Shape, m: usize, n: usize, steps: usize) -> Kernel {
+        kernels!(shape, m, n, steps, rows, three)
     }
 }
 
-/// The rows that blocks of a level hold: by one panel, the largest first, and by three panels if there is such a block.
-pub(super) fn block_rows(isa: Isa) -> (&'static [usize], Option<usize>) {
+/// The rows that blocks of a level hold, the largest first, and the most panels.
+pub(super) fn block_rows(isa: Isa) -> (&'static [usize], usize) {
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni | Level::Avx512Bf16 => (&[8, 4, 2, 1], Some(8)),
+        Level::Avx512Vnni | Level::Avx512Bf16 => (&[4, 2, 1], 3),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx2 => (&[4, 1], None),
-        _ => (&[1], None),
+        Level::Avx512 | Level::Avx2 => (&[4, 1], 1),
+        _ => (&[1], 1),
     }
 }
 
-/// The kernel of a level for `m` rows, one of [`block_rows`], by `n` panels.
-pub(super) fn kernel(isa: Isa, shape: Shape, m: usize, n: usize) -> Kernel {
+/// The kernel of a level for `m` rows, one of [`block_rows`], by `n` panels, one or the most, for runs of `steps`.
+pub(super) fn kernel(isa: Isa, shape: Shape, m: usize, n: usize, steps: usize) -> Kernel {
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni | Level::Avx512Bf16 => vnni::kernel(shape, m, n),
+        Level::Avx512Vnni | Level::Avx512Bf16 => vnni::kernel(shape, m, n, steps),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => wide::kernel(shape, m, n),
+        Level::Avx512 => wide::kernel(shape, m, n, steps),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => pair::kernel(shape, m, n),
-        _ => plain::kernel(shape, m, n),
+        Level::Avx2 => pair::kernel(shape, m, n, steps),
+        _ => plain::kernel(shape, m, n, steps),
+    }
+}
+
+/// The spreading of scales of a level, for a shape with [`HALF`] or [`SUB`].
+pub(super) fn spreading(isa: Isa, shape: Shape) -> Spreader {
+    match isa.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni | Level::Avx512Bf16 => vnni::spread(shape),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => wide::spread(shape),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => pair::spread(shape),
+        _ => plain::spread(shape),
     }
 }
 
