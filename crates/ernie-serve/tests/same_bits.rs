@@ -151,13 +151,13 @@ fn sharing_guessing_and_giving_way_happen_and_change_nothing() {
         let ask = |n: u32| Ask {
             stem: PAGE + 5,
             tail: vec![n % 3, 9, 9, 9, 9],
-            max_tokens: 60,
+            max_tokens: 2 * PAGE,
             seed: (n % 2 == 1).then_some(u64::from(n)),
             penalty: 0.0,
         };
         let asks: Vec<Ask> = (0..8).map(ask).collect();
         let options =
-            EngineOptions { max_running: 4, step_tokens: 20, cache_tokens: Some(8 * PAGE), ..EngineOptions::default() };
+            EngineOptions { max_running: 4, step_tokens: 20, cache_tokens: Some(6 * PAGE), ..EngineOptions::default() };
         let (together, stats) = run(&decoder, options, &asks);
         assert!(stats.preemptions > 0 && stats.prefix_hit_rows > 0 && stats.accepted > 0, "{name}: {stats:?}");
         for (ask, said) in asks.iter().zip(together) {
