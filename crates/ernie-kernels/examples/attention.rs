@@ -8,12 +8,12 @@
 //! word, such as `decode 16:2 4096 Bf16`, or `rows`.
 #![allow(clippy::print_stdout, reason = "a program that prints")]
 
-mod limits;
+mod timing;
 
 use ernie_kernels::attention::paged::{self, CacheFormat, PAGE, Span, Write};
 use ernie_kernels::attention::{self, Heads};
 use ernie_kernels::{elementwise, level, norm, parallel, rope, swiglu, threads};
-use limits::{measure_peak, measure_read, median, median_of, noise};
+use timing::{median, median_of, noise};
 
 /// Layers that a time is printed for, and layers that are gone through for it: more, so that a cache of any format is larger
 /// than the processor's.
@@ -31,7 +31,8 @@ fn wanted(case: &str) -> bool {
 }
 
 fn main() {
-    let limits = Limits { peak: measure_peak(), read: measure_read(&noise(64 << 20)) };
+    let measured = ernie_kernels::limits::Limits::measure(threads());
+    let limits = Limits { peak: measured.f32_gflop_per_s * 1e9, read: measured.read_gb_per_s * 1e9 };
     println!(
         "level {}, {} threads; peak {:.0} GFLOP/s f32, read {:.1} GB/s",
         level(),
