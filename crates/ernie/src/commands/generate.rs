@@ -7,12 +7,12 @@ use crate::{
     },
     exit::Exit,
     failure::{Failure, Result},
-    interrupt,
+    interrupt, machine,
     model::Model,
     printer::Printer,
 };
 use ernie_data::chat::Message;
-use ernie_model::Decoder;
+use ernie_model::{CacheFormat, Decoder, PAGE};
 use ernie_serve::{
     engine::{Engine, EngineOptions, FinishReason},
     session::{Answer, Session},
@@ -135,6 +135,18 @@ pub(crate) fn summary(answer: &Answer) -> String {
 
 /// An engine for one user: as many requests at once as `max_running`.
 pub(crate) fn engine(decoder: Decoder, max_running: usize) -> Result<Engine> {
-    let options = EngineOptions { max_running, ..EngineOptions::default() };
+    let cache_tokens = cache_tokens(&decoder);
+    let options = EngineOptions { max_running, cache_tokens, ..EngineOptions::default() };
     Engine::new(decoder, options).map_err(Failure::from)
+}
+
+/// Positions that fit into four fifths of the memory that is free now; no limit where the system does not say.
+fn cache_tokens(decoder: &Decoder) -> Option<usize> {
+    let width = match decoder.cache_format() {
+        CacheFormat::F32 => 4,
+        CacheFormat::Bf16 | CacheFormat::Int8 => 2,
+    };
+    let position = decoder.config().kv_bytes_per_token(width).max(1);
+    let tokens = machine::available_bytes()? / 5 * 4 / position;
+    Some(usize::try_from(tokens).unwrap_or(usize::MAX).max(PAGE))
 }

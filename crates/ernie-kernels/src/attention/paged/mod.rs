@@ -1,11 +1,11 @@
 //! Attention over a cache in pages: what inference runs on, prompts and single tokens alike.
 //!
 //! A page holds [`PAGE`] positions of one layer, the keys and values of all key/value heads, as f32, bf16 or int8
-//! ([`CacheFormat`]). Pages lie anywhere: a sequence is a list of them (Kwon et al., arXiv:2309.06180). [`write`] puts rows
+//! ([`CacheFormat`]). Pages lie anywhere: a sequence is a list of them (Kwon et al., arXiv:2309.06180). [`write()`] puts rows
 //! there after RoPE, [`forward`] attends over them, and the layout inside is this module's own (`page.rs`).
 //!
 //! A page is read, and widened to f32, once for all query rows that share the walk: the heads of a group, and many positions
-//! of a prompt. The softmax is online over pages within a chunk of [`CHUNK`] absolute positions, and the chunks' sums are
+//! of a prompt. The softmax is online over pages within a chunk of `CHUNK` absolute positions, and the chunks' sums are
 //! then merged in order. So a long context is shared among threads however few heads there are, and yet a row's bits depend
 //! on its own query and on the positions that it sees only: never on the other rows, on chunking, or on threads. Positions
 //! that a row does not see are left out by selection, so whatever is stored there, NaN included, does not reach it.
@@ -64,7 +64,7 @@ pub struct Span<'a> {
 /// itself and the `w - 1` positions before. Rows of `out` outside all spans are left alone.
 ///
 /// # Shapes
-/// `q, out: [T, H, D]`; pages of [`page_bytes`] bytes, written by [`write`] at this `format` and these key/value heads
+/// `q, out: [T, H, D]`; pages of [`page_bytes`] bytes, written by [`write()`] at this `format` and these key/value heads
 ///
 /// # Panics
 /// When a length does not fit, pages are missing, spans overlap or are outside, or the window is 0.

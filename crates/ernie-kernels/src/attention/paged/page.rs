@@ -95,7 +95,7 @@ pub struct Write<'a> {
     pub page: &'a mut [u8],
     /// The place in the page of the first row: its position modulo [`PAGE`].
     pub first: usize,
-    /// The rows among those given to [`write`].
+    /// The rows among those given to [`write()`].
     pub rows: Range<usize>,
 }
 
