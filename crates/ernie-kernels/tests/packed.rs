@@ -71,7 +71,8 @@ fn product(x: &[f32], rows: usize, w: &Matrix) -> Vec<f32> {
 
 /// Every level's product equals the twin's, bit for bit.
 fn check(x: &[f32], rows: usize, w: &Matrix, what: &str) {
-    let expected = reference::packed(x, w);
+    // The twin cannot count rows without elements.
+    let expected = if w.in_features() == 0 { vec![0.0; rows * w.out_features()] } else { reference::packed(x, w) };
     each_level(|level| same(&product(x, rows, w), &expected, &format!("{what}, {:?} at {level}", w.kind())));
 }
 
@@ -343,7 +344,7 @@ fn memory_is_what_the_format_says() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
 
     #[test]
     fn any_shape_multiplies_as_its_twin(
