@@ -141,12 +141,10 @@ impl Vectors for Plain {
     unsafe fn prefetch(_at: *const u8) {}
 }
 
-/// AVX2 and AVX-512.
+/// AVX2 and AVX-512. Every `unsafe` block in here rests on the trait's contract: the features are there, and pointers may be
+/// followed.
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
-    // Each unsafe block below relies on the trait's contract: the features are there, and pointers may be followed.
-    #![allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, given above")]
-
     use std::arch::x86_64::*;
 
     use super::Vectors;
@@ -162,21 +160,25 @@ pub(super) mod x86 {
 
         #[inline(always)]
         unsafe fn ints(x: i32) -> __m512i {
+            // SAFETY: see the module.
             unsafe { _mm512_set1_epi32(x) }
         }
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m512 {
+            // SAFETY: see the module.
             unsafe { _mm512_set1_ps(x) }
         }
 
         #[inline(always)]
         unsafe fn weights(at: *const u8) -> __m512i {
+            // SAFETY: see the module.
             unsafe { _mm512_loadu_si512(at.cast()) }
         }
 
         #[inline(always)]
         unsafe fn nibbles(at: *const u8) -> [__m512i; 2] {
+            // SAFETY: see the module.
             unsafe {
                 let (both, low) = (_mm512_loadu_si512(at.cast()), _mm512_set1_epi8(15));
                 [_mm512_and_si512(both, low), _mm512_and_si512(_mm512_srli_epi16::<4>(both), low)]
@@ -185,11 +187,13 @@ pub(super) mod x86 {
 
         #[inline(always)]
         unsafe fn input(at: *const u8) -> __m512i {
+            // SAFETY: see the module.
             unsafe { _mm512_set1_epi32(at.cast::<i32>().read_unaligned()) }
         }
 
         #[inline(always)]
         unsafe fn dot(sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
+            // SAFETY: see the module.
             unsafe {
                 if VNNI {
                     return _mm512_dpbusd_epi32(sums, w, x);
@@ -206,36 +210,43 @@ pub(super) mod x86 {
 
         #[inline(always)]
         unsafe fn floats(x: __m512i) -> __m512 {
+            // SAFETY: see the module.
             unsafe { _mm512_cvtepi32_ps(x) }
         }
 
         #[inline(always)]
         unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see the module.
             unsafe { _mm512_mul_ps(a, b) }
         }
 
         #[inline(always)]
         unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+            // SAFETY: see the module.
             unsafe { _mm512_fmadd_ps(a, b, c) }
         }
 
         #[inline(always)]
         unsafe fn halves(at: *const u8) -> __m512 {
+            // SAFETY: see the module.
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
         }
 
         #[inline(always)]
         unsafe fn bytes(at: *const u8) -> __m512 {
+            // SAFETY: see the module.
             unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
         }
 
         #[inline(always)]
         unsafe fn load(at: *const f32) -> __m512 {
+            // SAFETY: see the module.
             unsafe { _mm512_loadu_ps(at) }
         }
 
         #[inline(always)]
         unsafe fn store(x: __m512, at: *mut f32, n: usize) {
+            // SAFETY: see the module.
             unsafe {
                 if n == 16 {
                     _mm512_storeu_ps(at, x);
@@ -247,11 +258,13 @@ pub(super) mod x86 {
 
         #[inline(always)]
         unsafe fn put(w: __m512i, by: u8, at: *mut u8) {
+            // SAFETY: see the module.
             unsafe { _mm512_storeu_si512(at.cast(), _mm512_add_epi8(w, _mm512_set1_epi8(by as i8))) }
         }
 
         #[inline(always)]
         unsafe fn prefetch(at: *const u8) {
+            // SAFETY: see the module.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
     }
@@ -267,21 +280,25 @@ pub(super) mod x86 {
 
         #[inline(always)]
         unsafe fn ints(x: i32) -> [__m256i; 2] {
+            // SAFETY: see the module.
             unsafe { [_mm256_set1_epi32(x); 2] }
         }
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> [__m256; 2] {
+            // SAFETY: see the module.
             unsafe { [_mm256_set1_ps(x); 2] }
         }
 
         #[inline(always)]
         unsafe fn weights(at: *const u8) -> [__m256i; 2] {
+            // SAFETY: see the module.
             unsafe { [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())] }
         }
 
         #[inline(always)]
         unsafe fn nibbles(at: *const u8) -> [[__m256i; 2]; 2] {
+            // SAFETY: see the module.
             unsafe {
                 let ([a, b], low) = (Self::weights(at), _mm256_set1_epi8(15));
                 let high = |x| _mm256_and_si256(_mm256_srli_epi16::<4>(x), low);
@@ -291,11 +308,13 @@ pub(super) mod x86 {
 
         #[inline(always)]
         unsafe fn input(at: *const u8) -> __m256i {
+            // SAFETY: see the module.
             unsafe { _mm256_set1_epi32(at.cast::<i32>().read_unaligned()) }
         }
 
         #[inline(always)]
         unsafe fn dot(sums: [__m256i; 2], w: [__m256i; 2], x: __m256i) -> [__m256i; 2] {
+            // SAFETY: see the module.
             unsafe {
                 // Even and odd bytes as 16-bit numbers: the byte instruction would saturate.
                 let x_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
@@ -312,21 +331,25 @@ pub(super) mod x86 {
 
         #[inline(always)]
         unsafe fn floats(x: [__m256i; 2]) -> [__m256; 2] {
+            // SAFETY: see the module.
             unsafe { [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])] }
         }
 
         #[inline(always)]
         unsafe fn mul(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+            // SAFETY: see the module.
             unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
         }
 
         #[inline(always)]
         unsafe fn fma(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+            // SAFETY: see the module.
             unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
         }
 
         #[inline(always)]
         unsafe fn halves(at: *const u8) -> [__m256; 2] {
+            // SAFETY: see the module.
             unsafe {
                 let half = |at: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(at.cast()));
                 [half(at), half(at.add(16))]
@@ -335,6 +358,7 @@ pub(super) mod x86 {
 
         #[inline(always)]
         unsafe fn bytes(at: *const u8) -> [__m256; 2] {
+            // SAFETY: see the module.
             unsafe {
                 let half = |at: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast())));
                 [half(at), half(at.add(8))]
@@ -343,11 +367,13 @@ pub(super) mod x86 {
 
         #[inline(always)]
         unsafe fn load(at: *const f32) -> [__m256; 2] {
+            // SAFETY: see the module.
             unsafe { [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))] }
         }
 
         #[inline(always)]
         unsafe fn store(x: [__m256; 2], at: *mut f32, n: usize) {
+            // SAFETY: see the module.
             unsafe {
                 if n == 16 {
                     _mm256_storeu_ps(at, x[0]);
@@ -363,6 +389,7 @@ pub(super) mod x86 {
 
         #[inline(always)]
         unsafe fn put(w: [__m256i; 2], by: u8, at: *mut u8) {
+            // SAFETY: see the module.
             unsafe {
                 let by = _mm256_set1_epi8(by as i8);
                 _mm256_storeu_si256(at.cast(), _mm256_add_epi8(w[0], by));
@@ -372,6 +399,7 @@ pub(super) mod x86 {
 
         #[inline(always)]
         unsafe fn prefetch(at: *const u8) {
+            // SAFETY: see the module.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
     }
