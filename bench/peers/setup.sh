@@ -24,6 +24,10 @@ llamacpp() {
   [ -f "sdist/llama_cpp_python-$llama_cpp_python.tar.gz" ] ||
     pip download --no-deps --no-binary llama-cpp-python --dest sdist "llama-cpp-python==$llama_cpp_python"
   [ -d "llama_cpp_python-$llama_cpp_python" ] || tar xzf "sdist/llama_cpp_python-$llama_cpp_python.tar.gz"
+  # gcc 12 takes the tile configuration for unused and leaves it out, so that formats of blocks die of an illegal instruction
+  # on processors with AMX. A barrier keeps it.
+  sed -i 's/^    _tile_loadconfig(&tc);/    asm volatile("" : : "r"(\&tc) : "memory"); _tile_loadconfig(\&tc);/' \
+    "llama_cpp_python-$llama_cpp_python/vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp"
   PATH="$dir/venv/bin:$PATH" cmake -G Ninja -S "llama_cpp_python-$llama_cpp_python/vendor/llama.cpp" -B llama-build \
     -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS=-w -DCMAKE_C_FLAGS=-w -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DBUILD_SHARED_LIBS=OFF \
     -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF \

@@ -69,8 +69,7 @@ impl Model {
     pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         match &self.place {
             Place::Folder(path) => {
-                let has_one = ["tokenizer.json", "tokenizer.model"].iter().any(|file| path.join(file).exists());
-                if !has_one {
+                if !has_tokenizer(path) {
                     return Ok(None);
                 }
                 Ok(Some(Tokenizer::from_folder(path)?))
@@ -88,11 +87,45 @@ impl Model {
 
     /// The tokenizer, or the error that says what needs one.
     pub(crate) fn tokenizer_for(&self, what: &str) -> Result<Tokenizer> {
-        self.tokenizer()?.ok_or_else(|| {
-            Failure::input(format!("{}: no tokenizer, and {what} needs one", self.name)).hint(match self.place {
-                Place::Preset(_) => "a preset has random weights and no tokenizer; token ids work: --ids 5,6,7",
-                _ => "put tokenizer.json or tokenizer.model beside the weights, or use token ids: --ids 5,6,7",
-            })
+        self.tokenizer()?.ok_or_else(|| self.no_tokenizer(what))
+    }
+
+    fn no_tokenizer(&self, what: &str) -> Failure {
+        Failure::input(format!("{}: no tokenizer, and {what} needs one", self.name)).hint(match self.place {
+            Place::Preset(_) => "a preset has random weights and no tokenizer; token ids work: --ids 5,6,7",
+            _ => "put tokenizer.json or tokenizer.model beside the weights, or use token ids: --ids 5,6,7",
+        })
+    }
+
+    /// What talking needs: the weights, and at the same time the tokenizer and its chat template. `what` says who cannot do
+    /// without a tokenizer.
+    pub(crate) fn load_to_talk(
+        &self,
+        what: Option<&str>,
+        weights: WeightsOption,
+        seed: u64,
+        printer: &Printer,
+    ) -> Result<(Loaded, Option<Tokenizer>, ChatTemplate)> {
+        let none = match &self.place {
+            Place::Folder(path) => !has_tokenizer(path),
+            Place::Gguf(_) => false,
+            Place::Preset(_) => true,
+        };
+        if let Some(what) = what.filter(|_| none) {
+            return Err(self.no_tokenizer(what));
+        }
+        std::thread::scope(|scope| {
+            let words = scope.spawn(|| -> Result<_> {
+                let tokenizer = match what {
+                    Some(what) => Some(self.tokenizer_for(what)?),
+                    None => self.tokenizer()?,
+                };
+                let template = self.chat_template(tokenizer.as_ref())?;
+                Ok((tokenizer, template))
+            });
+            let loaded = self.load(weights, seed, printer);
+            let (tokenizer, template) = words.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok((loaded?, tokenizer, template))
         })
     }
 
@@ -103,6 +136,10 @@ impl Model {
             None => Ok(ChatTemplate::default_ernie()),
         }
     }
+}
+
+fn has_tokenizer(folder: &Path) -> bool {
+    ["tokenizer.json", "tokenizer.model"].iter().any(|file| folder.join(file).exists())
 }
 
 fn find(name: &str) -> Result<Place> {

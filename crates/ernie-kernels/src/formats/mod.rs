@@ -4,9 +4,11 @@
 //! lie in the file. A row of a blocked format is a whole number of blocks. Nothing here decides what to do with a row; see
 //! [`crate::linear`].
 
+mod finite;
 mod k_quants;
 mod simple;
 
+pub use finite::all_finite;
 pub(crate) use k_quants::scale_and_min;
 
 /// How the elements of a weight row are stored.

@@ -71,8 +71,14 @@ kernel! {
 /// Moves a stored row into its place, in the kind that [`Kind::of`] gives for the format.
 pub(super) fn stored(row: &mut Row<'_>, format: Format, bytes: &[u8]) {
     if format == Format::Int8 {
-        let flipped: Vec<u8> = bytes.iter().map(|b| b ^ 0x80).collect();
-        row.values(0, &flipped);
+        let (words, tail) = bytes.as_chunks::<4>();
+        row.words(0, words.iter().map(|&word| flipped(word)));
+        if !tail.is_empty() {
+            let mut last = [0; 4];
+            last[..tail.len()].copy_from_slice(tail);
+            last[..tail.len()].iter_mut().for_each(|b| *b ^= 0x80);
+            row.words(bytes.len() - tail.len(), std::iter::once(u32::from_le_bytes(last)));
+        }
         return;
     }
     for (i, b) in bytes.chunks_exact(format.block_bytes()).enumerate() {
@@ -80,16 +86,15 @@ pub(super) fn stored(row: &mut Row<'_>, format: Format, bytes: &[u8]) {
         match format {
             Format::Q8_0 => {
                 row.half(i, half(0), 0);
-                let values: [u8; 32] = std::array::from_fn(|j| b[2 + j] ^ 0x80);
-                row.values(i * 32, &values);
+                row.words(i * 32, b[2..].as_chunks::<4>().0.iter().map(|&word| flipped(word)));
             }
             Format::Q4_0 => {
                 row.half(i, half(0), 0);
-                row.values(i * 32, &nibbles(&b[2..]));
+                row.words(i * 32, nibble_words(&b[2..]).into_iter());
             }
             Format::Q4_1 => {
                 row.half(i, half(0), half(2));
-                row.values(i * 32, &nibbles(&b[4..]));
+                row.words(i * 32, nibble_words(&b[4..]).into_iter());
             }
             Format::Q5_0 => {
                 row.half(i, half(0), 0);
@@ -105,6 +110,19 @@ pub(super) fn stored(row: &mut Row<'_>, format: Format, bytes: &[u8]) {
             Format::F32 | Format::F16 | Format::Bf16 | Format::Int8 => unreachable!("no blocks"),
         }
     }
+}
+
+/// Four signed bytes with an offset of 128.
+fn flipped(word: [u8; 4]) -> u32 {
+    u32::from_le_bytes(word) ^ 0x8080_8080
+}
+
+/// The 32 values of 16 bytes, low nibbles first, as the four words of nibbles that a panel holds.
+fn nibble_words(b: &[u8]) -> [u32; 4] {
+    const LOW: u32 = 0x0f0f_0f0f;
+    let [a, b, c, d] =
+        std::array::from_fn(|i| u32::from_le_bytes([b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]]));
+    [a & LOW | (b & LOW) << 4, c & LOW | (d & LOW) << 4, a >> 4 & LOW | b & !LOW, c >> 4 & LOW | d & !LOW]
 }
 
 /// The 32 values of 16 bytes: low nibbles first.

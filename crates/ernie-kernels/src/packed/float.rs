@@ -12,6 +12,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
+use super::buffer::Buffer;
 use super::float_blocks::{self, Left, Shape, cut};
 use super::float_pack;
 use super::float_tile::{Block, STEP, WIDTH, run_brains, run_halves, run_words};
@@ -306,23 +307,12 @@ pub(crate) fn multiply(float: Float, input: &Input<'_>, panels: &[u8], outs: usi
     });
 }
 
-/// A cache line's worth of bytes, aligned as one.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; STEP]);
-
-// SAFETY: plain bytes of the stated size, without padding; any content is valid.
-unsafe impl bytemuck::Zeroable for Line {}
-// SAFETY: as above.
-unsafe impl bytemuck::Pod for Line {}
-
 /// A matrix `[outs, k]` of float weights in panels.
-#[derive(Clone)]
 pub struct Panels {
     float: Float,
     outs: usize,
     k: usize,
-    lines: Vec<Line>,
+    buffer: Buffer,
 }
 
 impl Panels {
@@ -332,7 +322,7 @@ impl Panels {
     /// When the matrix is not addressable.
     pub fn zeros(float: Float, outs: usize, k: usize) -> Self {
         let bytes = float.bytes(outs, k).expect("panels are addressable");
-        Panels { float, outs, k, lines: vec![Line([0; STEP]); bytes / STEP] }
+        Panels { float, outs, k, buffer: Buffer::zeros(bytes) }
     }
 
     /// Packs whole rows from row `first` on, rounded to the stored type (nearest, ties to even).
@@ -340,7 +330,7 @@ impl Panels {
     /// # Panics
     /// When they are no whole rows, or too many.
     pub fn pack(&mut self, first: usize, rows: &[f32]) {
-        pack(self.float, bytemuck::cast_slice_mut(&mut self.lines), self.outs, self.k, first, rows);
+        pack(self.float, self.buffer.bytes_mut(), self.outs, self.k, first, rows);
     }
 
     /// As [`Self::pack`], of rows that are already stored as this type, in little-endian bytes.
@@ -348,7 +338,7 @@ impl Panels {
     /// # Panics
     /// When they are no whole rows, or too many.
     pub fn pack_stored(&mut self, first: usize, rows: &[u8]) {
-        pack_stored(self.float, bytemuck::cast_slice_mut(&mut self.lines), self.outs, self.k, first, rows);
+        pack_stored(self.float, self.buffer.bytes_mut(), self.outs, self.k, first, rows);
     }
 
     /// The weights of one output.
@@ -362,7 +352,7 @@ impl Panels {
 
     /// The panels.
     pub fn bytes(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.lines)
+        self.buffer.bytes()
     }
 
     /// `y = x · Wᵀ`.

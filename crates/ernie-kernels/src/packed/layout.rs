@@ -214,27 +214,28 @@ pub(super) struct Row<'a> {
 impl Row<'_> {
     /// Writes stored values (with their offset) from element `k` on, a multiple of eight.
     pub(super) fn values(&mut self, k: usize, stored: &[u8]) {
-        let nibbles = self.layout.kind.nibbles();
-        let (start, _) = self.layout.place(self.output, k);
-        let mut lines = self.panel[start..].chunks_mut(64);
         let (whole, tail) = stored.as_chunks::<8>();
         let mut last = [0; 8];
         last[..tail.len()].copy_from_slice(tail);
-        for eight in whole.iter().chain((!tail.is_empty()).then_some(&last)) {
-            let [a, b, c, d, rest @ ..] = *eight;
-            let (low, high) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes(rest));
-            let mut put = |four: u32| {
-                if let Some(line) = lines.next() {
-                    line[..4].copy_from_slice(&four.to_le_bytes());
-                }
-            };
-            if nibbles {
-                // No byte exceeds 15, so none is shifted into its neighbour.
-                put(low | high << 4);
-            } else {
-                put(low);
-                put(high);
-            }
+        let eights = whole.iter().chain((!tail.is_empty()).then_some(&last));
+        let halves = eights
+            .map(|&[a, b, c, d, e, f, g, h]| (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])));
+        if self.layout.kind.nibbles() {
+            // No byte exceeds 15, so none is shifted into its neighbour.
+            self.words(k, halves.map(|(low, high)| low | high << 4));
+        } else {
+            self.words(k, halves.flat_map(|(low, high)| [low, high]));
+        }
+    }
+
+    /// Writes this output's four bytes of the lines from element `k` on.
+    #[inline(always)]
+    pub(super) fn words(&mut self, k: usize, words: impl Iterator<Item = u32>) {
+        let (start, _) = self.layout.place(0, k);
+        // A panel has no more outputs than that, which the compiler need not find out for each line.
+        let at = self.output % PANEL * 4;
+        for (line, word) in self.panel[start..].as_chunks_mut::<64>().0.iter_mut().zip(words) {
+            line[at..at + 4].copy_from_slice(&word.to_le_bytes());
         }
     }
 

@@ -50,9 +50,8 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let model = Model::find(&args.model)?;
-    let tokenizer = model.tokenizer_for("`chat`")?;
-    let template = model.chat_template(Some(&tokenizer))?;
-    let loaded = model.load(args.weights, args.sampling.seed, printer)?;
+    let (loaded, tokenizer, template) =
+        model.load_to_talk(Some("`chat`"), args.weights, args.sampling.seed, printer)?;
     let mut options = args.sampling.get();
     options.cancel = Some(interrupt::flag());
     let mut talk = Talk {

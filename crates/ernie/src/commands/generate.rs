@@ -54,12 +54,8 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let model = Model::find(&args.model)?;
-    let tokenizer = match &args.ids {
-        Some(_) => model.tokenizer()?,
-        None => Some(model.tokenizer_for("a prompt of text")?),
-    };
-    let template = model.chat_template(tokenizer.as_ref())?;
-    let loaded = model.load(args.weights, args.sampling.seed, printer)?;
+    let what = args.ids.is_none().then_some("a prompt of text");
+    let (loaded, tokenizer, template) = model.load_to_talk(what, args.weights, args.sampling.seed, printer)?;
     let mut session = Session::new(engine(loaded.decoder, 1)?, tokenizer, template);
     let prompt = match (&args.ids, &args.prompt) {
         (Some(ids), _) => ids.clone(),
