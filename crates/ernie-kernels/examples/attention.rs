@@ -12,6 +12,7 @@ mod timing;
 
 use ernie_kernels::attention::paged::{self, CacheFormat, PAGE, Span, Write};
 use ernie_kernels::attention::{self, Heads};
+use ernie_kernels::packed::Buffer;
 use ernie_kernels::{elementwise, level, norm, parallel, rope, swiglu, threads};
 use timing::{median, median_of, noise};
 
@@ -47,8 +48,10 @@ fn main() {
     let heads = |query_heads, kv_heads, head_dim| Heads { query_heads, kv_heads, head_dim };
     println!("\ndecode, {LAYERS} layers");
     for (heads, streams, context) in [
-        (heads(16, 2, 128), 1, 4096),
         (heads(16, 2, 128), 1, 512),
+        (heads(16, 2, 128), 1, 1024),
+        (heads(16, 2, 128), 1, 4096),
+        (heads(16, 2, 128), 1, 16384),
         (heads(16, 2, 128), 16, 512),
         (heads(9, 3, 64), 1, 4096),
         (heads(16, 4, 64), 1, 4096),
@@ -82,19 +85,26 @@ fn run(limits: &Limits, heads: &Heads, format: CacheFormat, streams: usize, cont
     let (width, query_width) = (heads.kv_heads * heads.head_dim, heads.query_heads * heads.head_dim);
     let kv = noise(context * width);
     let q = noise(streams * rows * query_width);
-    let mut sequence = vec![vec![0_u8; paged::page_bytes(heads, format)]; context.div_ceil(PAGE)];
-    let write = |sequence: &mut [Vec<u8>]| {
+    // Pages start on a cache line, as a model's do.
+    let blank = || (0..context.div_ceil(PAGE)).map(|_| Buffer::zeros(paged::page_bytes(heads, format)));
+    let mut sequence: Vec<Buffer> = blank().collect();
+    let write = |sequence: &mut [Buffer]| {
         let mut writes: Vec<Write<'_>> = sequence
             .iter_mut()
             .enumerate()
-            .map(|(i, page)| Write { page, first: 0, rows: i * PAGE..((i + 1) * PAGE).min(context) })
+            .map(|(i, page)| Write { page: page.bytes_mut(), first: 0, rows: i * PAGE..((i + 1) * PAGE).min(context) })
             .collect();
         paged::write(&kv, &kv, heads, format, &mut writes);
     };
     write(&mut sequence);
     let storing = median(3, || write(&mut sequence));
-    let caches: Vec<Vec<Vec<u8>>> = (0..layers * streams).map(|_| sequence.clone()).collect();
-    let pages: Vec<Vec<&[u8]>> = caches.iter().map(|cache| cache.iter().map(Vec::as_slice).collect()).collect();
+    let copy = |mut page: Buffer, from: &Buffer| {
+        page.bytes_mut().copy_from_slice(from.bytes());
+        page
+    };
+    let caches: Vec<Vec<Buffer>> =
+        (0..layers * streams).map(|_| blank().zip(&sequence).map(|(page, from)| copy(page, from)).collect()).collect();
+    let pages: Vec<Vec<&[u8]>> = caches.iter().map(|cache| cache.iter().map(Buffer::bytes).collect()).collect();
     let mut out = vec![0.0; q.len()];
     let layers: Vec<&[Vec<&[u8]>]> = pages.chunks(streams).collect();
     let seconds = median_of(if rows > 1 { 3 } else { 7 }, layers.len(), |layer| {

@@ -26,20 +26,31 @@ pub(crate) trait Lanes: Copy {
     /// `self * b + c`.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     unsafe fn mul(self, b: Self) -> Self;
+    unsafe fn add(self, b: Self) -> Self;
+    unsafe fn sub(self, b: Self) -> Self;
+    /// The larger of each two lanes; that of `b` where either is NaN.
+    unsafe fn max(self, b: Self) -> Self;
+    /// The float whose bits are the lane's, 23 places further up.
+    unsafe fn shift_to_exponent(self) -> Self;
     /// Each even lane and the odd one after it change places.
     unsafe fn swap_pairs(self) -> Self;
     /// Reads 8 elements, each of which goes to two lanes, an even one and the one after it.
     unsafe fn load_twice(at: *const f32) -> Self;
-    /// Reads 16 bfloat16 as floats.
-    #[allow(dead_code, reason = "for rows of a cache")]
-    unsafe fn load_bf16(at: *const u8) -> Self;
     /// Reads 16 signed bytes.
-    #[allow(dead_code, reason = "for rows of a cache")]
     unsafe fn load_i8(at: *const u8) -> Self;
     /// Reads 16 pairs of bfloat16 as floats: the firsts of the pairs, and the seconds.
     unsafe fn load_bf16_pairs(at: *const u8) -> [Self; 2];
     /// Reads 16 pairs of half-precision floats: the firsts of the pairs, and the seconds.
     unsafe fn load_f16_pairs(at: *const u8) -> [Self; 2];
+
+    /// The largest lane, where none is NaN.
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        let mut lanes = [0.0_f32; 16];
+        // SAFETY: the array holds 16 elements.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        crate::simd::max(&lanes)
+    }
 
     /// Writes the transpose of 16 rows to 16 rows; rows are `from` and `to` elements apart.
     #[inline(always)]
@@ -116,6 +127,26 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        Plain(std::array::from_fn(|l| self.0[l] + b.0[l]))
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        Plain(std::array::from_fn(|l| self.0[l] - b.0[l]))
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, b: Self) -> Self {
+        Plain(std::array::from_fn(|l| if self.0[l] > b.0[l] { self.0[l] } else { b.0[l] }))
+    }
+
+    #[inline(always)]
+    unsafe fn shift_to_exponent(self) -> Self {
+        Plain(self.0.map(|x| f32::from_bits(x.to_bits() << 23)))
+    }
+
+    #[inline(always)]
     unsafe fn swap_pairs(self) -> Self {
         Plain(std::array::from_fn(|l| self.0[l ^ 1]))
     }
@@ -125,13 +156,6 @@ impl Lanes for Plain {
         // SAFETY: 8 elements are readable by contract; no alignment is assumed.
         let eight = unsafe { at.cast::<[f32; 8]>().read_unaligned() };
         Plain(std::array::from_fn(|l| eight[l / 2]))
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(at: *const u8) -> Self {
-        // SAFETY: 32 bytes are readable by contract.
-        let bytes = unsafe { at.cast::<[[u8; 2]; 16]>().read_unaligned() };
-        Plain(bytes.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)))
     }
 
     #[inline(always)]
@@ -213,6 +237,33 @@ pub(crate) mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn add(self, b: Self) -> Self {
+            // SAFETY: see the module.
+            unsafe { Pair(_mm256_add_ps(self.0, b.0), _mm256_add_ps(self.1, b.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn sub(self, b: Self) -> Self {
+            // SAFETY: see the module.
+            unsafe { Pair(_mm256_sub_ps(self.0, b.0), _mm256_sub_ps(self.1, b.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn max(self, b: Self) -> Self {
+            // SAFETY: see the module.
+            unsafe { Pair(_mm256_max_ps(self.0, b.0), _mm256_max_ps(self.1, b.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn shift_to_exponent(self) -> Self {
+            // SAFETY: see the module.
+            unsafe {
+                let shift = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(x)));
+                Pair(shift(self.0), shift(self.1))
+            }
+        }
+
+        #[inline(always)]
         unsafe fn swap_pairs(self) -> Self {
             // SAFETY: see the module.
             unsafe { Pair(_mm256_permute_ps::<0xB1>(self.0), _mm256_permute_ps::<0xB1>(self.1)) }
@@ -226,18 +277,6 @@ pub(crate) mod x86 {
                 let low = _mm256_permutevar8x32_ps(eight, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
                 let high = _mm256_permutevar8x32_ps(eight, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7));
                 Pair(low, high)
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn load_bf16(at: *const u8) -> Self {
-            // SAFETY: see the module.
-            unsafe {
-                let widen = |p: *const u8| {
-                    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-                };
-                Pair(widen(at), widen(at.add(16)))
             }
         }
 
@@ -319,6 +358,30 @@ pub(crate) mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn add(self, b: Self) -> Self {
+            // SAFETY: see the module.
+            unsafe { _mm512_add_ps(self, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn sub(self, b: Self) -> Self {
+            // SAFETY: see the module.
+            unsafe { _mm512_sub_ps(self, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn max(self, b: Self) -> Self {
+            // SAFETY: see the module.
+            unsafe { _mm512_max_ps(self, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn shift_to_exponent(self) -> Self {
+            // SAFETY: see the module.
+            unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self))) }
+        }
+
+        #[inline(always)]
         unsafe fn swap_pairs(self) -> Self {
             // SAFETY: see the module.
             unsafe { _mm512_permute_ps::<0xB1>(self) }
@@ -330,15 +393,6 @@ pub(crate) mod x86 {
             unsafe {
                 let lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
                 _mm512_permutexvar_ps(lanes, _mm512_castps256_ps512(_mm256_loadu_ps(at)))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn load_bf16(at: *const u8) -> Self {
-            // SAFETY: see the module.
-            unsafe {
-                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
             }
         }
 
@@ -366,6 +420,12 @@ pub(crate) mod x86 {
                 let second = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(pairs));
                 [_mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs)), _mm512_cvtph_ps(second)]
             }
+        }
+
+        #[inline(always)]
+        unsafe fn largest(self) -> f32 {
+            // SAFETY: see the module.
+            unsafe { _mm512_reduce_max_ps(self) }
         }
 
         #[inline(always)]

@@ -123,6 +123,9 @@ fn cases() -> Vec<Case> {
         Case::new(7, (4, 1, 80), 270, Some(64)),
         Case::new(8, (7, 1, 16), 520, None),
         Case::new(9, (20, 1, 32), 140, None),
+        // Blocks of seven and of eleven rows, and one head that is walked in sections of 64 dimensions.
+        Case::new(10, (14, 2, 72), 200, None),
+        Case::new(11, (11, 1, 130), 130, Some(70)),
     ]
 }
 
@@ -178,7 +181,8 @@ fn f32_pages_agree_with_the_contiguous_kernel() {
             let all = 0..c.n;
             let span = std::slice::from_ref(&all);
             attention::forward(&c.q, &c.k, &c.v, &c.heads, span, c.window, &mut out, &mut lse);
-            close(&c.whole(CacheFormat::F32), &out, 2e-6, 1e-5, &format!("case {i} at {level}"));
+            // Each is within 4e-6 of the twin: scores of some tens are rounded at different places.
+            close(&c.whole(CacheFormat::F32), &out, 4e-6, 1e-5, &format!("case {i} at {level}"));
         }
     });
 }

@@ -4,16 +4,21 @@
 //! ([`CacheFormat`]). Pages lie anywhere: a sequence is a list of them (Kwon et al., arXiv:2309.06180). [`write()`] puts rows
 //! there after RoPE, [`forward`] attends over them, and the layout inside is this module's own (`page.rs`).
 //!
-//! A page is read, and widened to f32, once for all query rows that share the walk: the heads of a group, and many positions
-//! of a prompt. The softmax is online over pages within a chunk of `CHUNK` absolute positions, and the chunks' sums are
-//! then merged in order. So a long context is shared among threads however few heads there are, and yet a row's bits depend
-//! on its own query and on the positions that it sees only: never on the other rows, on chunking, or on threads. Positions
-//! that a row does not see are left out by selection, so whatever is stored there, NaN included, does not reach it.
+//! A page is read from where it lies and widened in registers, for a block of the query rows that share the walk: the heads of
+//! a group, and many positions of a prompt. While it is multiplied, what the walk reads next is asked for, line by line: a
+//! long context is bound by how many lines a core can await at a time. All products are f32 multiply-adds on every level,
+//! those with matrix units included, so that a cached number counts with all the bits it is stored with.
+//!
+//! The softmax is online over pages within a chunk of `CHUNK` absolute positions, and the chunks' sums are then merged in
+//! order. So a long context is shared among threads however few heads there are, and yet a row's bits depend on its own query
+//! and on the positions that it sees only: never on the other rows, on chunking, or on threads. Positions that a row does not
+//! see are left out by selection, so whatever is stored there, NaN included, does not reach it.
 //!
 //! The contiguous twin is [`super::forward_cached`]; both agree within rounding, as the latter does not cut at chunks.
 
 mod page;
 mod product;
+mod softmax;
 mod walk;
 
 use std::cmp::Reverse;
@@ -45,6 +50,17 @@ pub enum CacheFormat {
     Bf16,
     /// Integers in `-127..=127` with an f32 scale for each position, head and side.
     Int8,
+}
+
+impl CacheFormat {
+    /// Bytes of so many elements.
+    fn bytes(self, elements: usize) -> usize {
+        match self {
+            CacheFormat::F32 => 4 * elements,
+            CacheFormat::Bf16 => 2 * elements,
+            CacheFormat::Int8 => elements,
+        }
+    }
 }
 
 /// Rows of one sequence in a call, and the pages that hold its keys and values.
@@ -104,7 +120,7 @@ pub fn forward(
     for (i, tile) in tiles.iter().enumerate() {
         let runs = (tile.cost() * 4 * pool::threads()).div_ceil(total.max(1)).min(tile.chunks.len());
         if runs > 1 {
-            let size = tile.rows(heads) * call.layout.partial();
+            let size = call.part_len(tile);
             let length = tile.chunks.len().div_ceil(runs);
             for first in tile.chunks.clone().step_by(length) {
                 let run = first..(first + length).min(tile.chunks.end);
@@ -126,17 +142,14 @@ pub fn forward(
             let Some((run, at)) = unit.part.clone() else {
                 return call.whole(tile);
             };
-            let size = tile.rows(heads) * call.layout.partial();
-            for chunk in run.clone() {
-                let at = at + (chunk - run.start) * size;
-                // SAFETY: each chunk of each tile has a place of its own.
-                call.chunk(tile, chunk, run.end, unsafe { partials.part(at..at + size) });
-            }
+            let size = call.part_len(tile);
+            // SAFETY: each run of each tile has places of its own.
+            call.run(tile, run.clone(), unsafe { partials.part(at..at + run.len() * size) });
             // The last one to finish merges all: the others' writes are released and acquired here.
             if done[unit.tile].fetch_add(run.len(), Ordering::AcqRel) + run.len() == tile.chunks.len() {
                 let first = at - (run.start - tile.chunks.start) * size;
                 // SAFETY: all units of this tile have finished with their places.
-                call.merge(tile, unsafe { partials.part(first..first + size * tile.chunks.len()) });
+                call.merge_all(tile, unsafe { partials.part(first..first + size * tile.chunks.len()) });
             }
         });
     });

@@ -1,8 +1,10 @@
 //! What a page looks like inside, and how rows get in and out.
 //!
-//! For each key/value head in turn: keys by dimension, `[D, PAGE]`, so that 16 positions are the lanes of a vector and a score
-//! needs no sum across lanes; values by position, `[PAGE, D']`, where `D'` is `D` rounded up to whole vectors; and for int8
-//! the scales of the keys and of the values, `[PAGE]` f32 each. A walk over a head is one forward read.
+//! For each key/value head in turn: the keys, the values, and for int8 the scales of both, `[PAGE]` f32 each. Keys and values
+//! lie in panels of [`COLUMNS`] columns, whose rows are lines of as many elements: keys by dimension with positions as
+//! columns, so that a score needs no sum across lanes; values by position with dimensions as columns, which are filled up to
+//! whole panels. A line of bf16 holds its column `c` beside column `c + 16`, as the lower and the upper half of a 32-bit
+//! word, which a shift and a mask widen; in the other formats columns follow each other.
 
 use std::ops::Range;
 
@@ -10,6 +12,7 @@ use half::bf16;
 
 use super::super::tile::{self, Tile};
 use super::super::{Heads, check_spans};
+use super::product::COLUMNS;
 use super::{CacheFormat, PAGE};
 use crate::level::Isa;
 use crate::{pool, simd};
@@ -20,7 +23,7 @@ pub(super) struct Layout {
     pub(super) format: CacheFormat,
     /// Width of a head, `D`.
     pub(super) width: usize,
-    /// The same in whole vectors, `D'`.
+    /// The same in whole panels.
     pub(super) padded: usize,
     kv_heads: usize,
 }
@@ -29,30 +32,26 @@ impl Layout {
     pub(super) fn new(heads: &Heads, format: CacheFormat) -> Self {
         heads.check();
         let width = heads.head_dim;
-        Layout { format, width, padded: width.next_multiple_of(16), kv_heads: heads.kv_heads }
+        Layout { format, width, padded: width.next_multiple_of(COLUMNS), kv_heads: heads.kv_heads }
     }
 
-    /// Bytes of an element.
-    pub(super) fn element(&self) -> usize {
-        match self.format {
-            CacheFormat::F32 => 4,
-            CacheFormat::Bf16 => 2,
-            CacheFormat::Int8 => 1,
-        }
+    /// Bytes of a line.
+    fn line(&self) -> usize {
+        self.format.bytes(COLUMNS)
     }
 
     /// Where the values start in a head's bytes; the keys are before.
     pub(super) fn values(&self) -> usize {
-        self.width * PAGE * self.element()
+        self.format.bytes(self.width * PAGE)
     }
 
-    /// Where the scales of keys, and then those of values, start in a head's bytes.
-    fn scales(&self) -> usize {
-        self.values() + PAGE * self.padded * self.element()
+    /// Bytes of a head's values, which the scales follow.
+    fn value_bytes(&self) -> usize {
+        self.format.bytes(PAGE * self.padded)
     }
 
     fn head_bytes(&self) -> usize {
-        self.scales() + if self.format == CacheFormat::Int8 { 2 * PAGE * 4 } else { 0 }
+        self.values() + self.value_bytes() + if self.format == CacheFormat::Int8 { 2 * PAGE * 4 } else { 0 }
     }
 
     pub(super) fn page_bytes(&self) -> usize {
@@ -64,19 +63,39 @@ impl Layout {
         head * self.head_bytes()..(head + 1) * self.head_bytes()
     }
 
-    /// The scales of a head's keys and values, ones where the format has none.
-    pub(super) fn head_scales(&self, head: &[u8]) -> [[f32; PAGE]; 2] {
+    /// The scales of a head's keys and values, which stand behind its `values`; ones where the format has none.
+    pub(super) fn scales(&self, values: &[u8]) -> [[f32; PAGE]; 2] {
         let mut scales = [[1.0; PAGE]; 2];
-        let (bytes, _) = head[self.scales()..].as_chunks::<4>();
+        let (bytes, _) = values[self.value_bytes()..].as_chunks::<4>();
         for (scale, &bytes) in scales.as_flattened_mut().iter_mut().zip(bytes) {
             *scale = f32::from_le_bytes(bytes);
         }
         scales
     }
 
-    /// Floats that a row's partial result takes: its sums, their maximum and their total.
-    pub(super) fn partial(&self) -> usize {
-        self.padded + 2
+    /// Where an element of panels of so many rows lies.
+    fn at(&self, rows: usize, row: usize, column: usize) -> usize {
+        let (panel, column) = (column / COLUMNS, column % COLUMNS);
+        (panel * rows + row) * self.line() + self.format.bytes(place_in_line(self.format, column))
+    }
+
+    /// Where the key of a position lies in this dimension, in a head's bytes.
+    fn key_at(&self, dimension: usize, place: usize) -> usize {
+        self.at(self.width, dimension, place)
+    }
+
+    /// Where the value of a position lies in this dimension, in a head's bytes.
+    fn value_at(&self, dimension: usize, place: usize) -> usize {
+        self.values() + self.at(PAGE, place, dimension)
+    }
+}
+
+/// Which element of a line is that of a column.
+#[inline(always)]
+fn place_in_line(format: CacheFormat, column: usize) -> usize {
+    match format {
+        CacheFormat::Bf16 => 2 * (column % 16) + column / 16,
+        CacheFormat::F32 | CacheFormat::Int8 => column,
     }
 }
 
@@ -134,13 +153,6 @@ pub fn write(k: &[f32], v: &[f32], heads: &Heads, format: CacheFormat, writes: &
             for head in 0..heads.kv_heads {
                 let at = rows.start * width + head * layout.width;
                 let stored = &mut w.page[layout.head(head)];
-                if rows.len() < FEW {
-                    for i in 0..rows.len() {
-                        let row = at + i * width..at + i * width + layout.width;
-                        store_row(isa, &layout, &k[row.clone()], &v[row], first + i, stored);
-                    }
-                    continue;
-                }
                 let (k, v) = (Tile { data: &k[at..], stride: width }, Tile { data: &v[at..], stride: width });
                 store_head(isa, &layout, k, v, rows.len(), first, stored);
             }
@@ -148,90 +160,132 @@ pub fn write(k: &[f32], v: &[f32], heads: &Heads, format: CacheFormat, writes: &
     });
 }
 
-/// Rows from which on keys are turned in squares; fewer are scattered, a row at a time.
-const FEW: usize = 16;
-
-kernel! {
-    /// Stores a row of one head at a place.
-    fn store_row(layout: &Layout, k: &[f32], v: &[f32], place: usize, head: &mut [u8]) {
-        let mut inverse = [1.0_f32; 2];
-        if layout.format == CacheFormat::Int8 {
-            let (scales, _) = head[layout.scales()..].as_chunks_mut::<4>();
-            for ((inverse, x), at) in inverse.iter_mut().zip([k, v]).zip([place, PAGE + place]) {
-                let scale;
-                (scale, *inverse) = scale_of(largest_in(x));
-                scales[at] = scale.to_le_bytes();
+/// Stores `n` rows of one head at places `first..first + n`.
+fn store_head(isa: Isa, layout: &Layout, k: Tile<'_>, v: Tile<'_>, n: usize, first: usize, head: &mut [u8]) {
+    let d = layout.width;
+    let mut inverse = [[1.0_f32; PAGE]; 2];
+    if layout.format == CacheFormat::Int8 {
+        let mut scales = layout.scales(&head[layout.values()..]);
+        for ((side, inverse), scales) in [k, v].into_iter().zip(&mut inverse).zip(&mut scales) {
+            for i in 0..n {
+                (scales[first + i], inverse[i]) = scale_of(largest(isa, &side.data[i * side.stride..][..d]));
             }
         }
-        let (keys, values) = head.split_at_mut(layout.values());
-        match layout.format {
+        let (bytes, _) = head[layout.values() + layout.value_bytes()..].as_chunks_mut::<4>();
+        for (bytes, scale) in bytes.iter_mut().zip(scales.as_flattened()) {
+            *bytes = scale.to_le_bytes();
+        }
+    }
+    let [k_inverse, v_inverse] = &inverse;
+    let (keys, values) = head.split_at_mut(layout.values());
+    let panel = d * layout.line();
+    let mut i = 0;
+    while i < n {
+        let (column, places) = ((first + i) % COLUMNS, first + i);
+        let panel = &mut keys[places / COLUMNS * panel..][..panel];
+        if column == 0 && n - i >= COLUMNS {
+            pool::scratch(d * COLUMNS, |turned| {
+                tile::transpose(
+                    isa,
+                    Tile { data: &k.data[i * k.stride..], stride: k.stride },
+                    COLUMNS,
+                    d,
+                    turned,
+                    COLUMNS,
+                );
+                store_lines(isa, layout.format, turned.as_chunks().0, &k_inverse[i..], panel, layout.line());
+            });
+            i += COLUMNS;
+        } else {
+            store_column(isa, layout.format, &k.data[i * k.stride..][..d], k_inverse[i], column, panel);
+            i += 1;
+        }
+    }
+    for (i, &inverse) in v_inverse.iter().enumerate().take(n) {
+        store_value(isa, layout, &v.data[i * v.stride..][..d], inverse, &mut values[(first + i) * layout.line()..]);
+    }
+}
+
+kernel! {
+    /// Stores lines of keys, each column multiplied with its factor.
+    fn store_lines(
+        format: CacheFormat,
+        lines: &[[f32; COLUMNS]],
+        factors: &[f32],
+        out: &mut [u8],
+        line: usize,
+    ) {
+        let Some(factors) = factors.first_chunk::<COLUMNS>() else { return };
+        for (x, out) in lines.iter().zip(out.chunks_exact_mut(line)) {
+            let mut scaled = *x;
+            if format == CacheFormat::Int8 {
+                scaled.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+            }
+            store_line(format, &scaled, out);
+        }
+    }
+}
+
+kernel! {
+    /// Stores the key of one position, a column of a panel.
+    fn store_column(format: CacheFormat, x: &[f32], factor: f32, column: usize, panel: &mut [u8]) {
+        let at = place_in_line(format, column);
+        match format {
             CacheFormat::F32 => {
-                let (keys, values) = (keys.as_chunks_mut::<4>().0, values.as_chunks_mut::<4>().0);
-                for (keys, x) in keys.as_chunks_mut::<PAGE>().0.iter_mut().zip(k) {
-                    keys[place] = x.to_le_bytes();
-                }
-                for (value, x) in values[place * layout.padded..].iter_mut().zip(v) {
-                    *value = x.to_le_bytes();
+                for (line, x) in panel.as_chunks_mut::<4>().0.as_chunks_mut::<COLUMNS>().0.iter_mut().zip(x) {
+                    line[at] = x.to_le_bytes();
                 }
             }
             CacheFormat::Bf16 => {
-                let (keys, values) = (keys.as_chunks_mut::<2>().0, values.as_chunks_mut::<2>().0);
-                for (keys, &x) in keys.as_chunks_mut::<PAGE>().0.iter_mut().zip(k) {
-                    keys[place] = to_bf16(x);
-                }
-                for (value, &x) in values[place * layout.padded..].iter_mut().zip(v) {
-                    *value = to_bf16(x);
+                for (line, &x) in panel.as_chunks_mut::<2>().0.as_chunks_mut::<COLUMNS>().0.iter_mut().zip(x) {
+                    line[at] = to_bf16(x).to_le_bytes();
                 }
             }
             CacheFormat::Int8 => {
-                for (keys, &x) in keys.as_chunks_mut::<PAGE>().0.iter_mut().zip(k) {
-                    keys[place] = to_int8(x * inverse[0]);
-                }
-                for (value, &x) in values[place * layout.padded..].iter_mut().zip(v) {
-                    *value = to_int8(x * inverse[1]);
+                for (line, &x) in panel.as_chunks_mut::<COLUMNS>().0.iter_mut().zip(x) {
+                    line[at] = to_int8(x * factor);
                 }
             }
         }
     }
 }
 
-/// Stores `n` rows of one head at places `first..first + n`.
-fn store_head(isa: Isa, layout: &Layout, k: Tile<'_>, v: Tile<'_>, n: usize, first: usize, head: &mut [u8]) {
-    let (d, size) = (layout.width, layout.element());
-    let mut inverse = [[1.0_f32; PAGE]; 2];
-    if layout.format == CacheFormat::Int8 {
-        let mut scales = layout.head_scales(head);
-        for ((side, inverse), scales) in [k, v].into_iter().zip(&mut inverse).zip(&mut scales) {
-            for i in 0..n {
-                (scales[first + i], inverse[i]) = scale_of(largest(isa, &side.data[i * side.stride..][..d]));
+kernel! {
+    /// Stores the value of one position, a line in each panel; `out` starts with the first.
+    fn store_value(layout: &Layout, x: &[f32], factor: f32, out: &mut [u8]) {
+        let (format, line) = (layout.format, layout.line());
+        for (x, out) in x.chunks(COLUMNS).zip(out.chunks_mut(PAGE * line)) {
+            let mut columns = [0.0_f32; COLUMNS];
+            columns[..x.len()].copy_from_slice(x);
+            if format == CacheFormat::Int8 {
+                columns.iter_mut().for_each(|x| *x *= factor);
             }
-        }
-        let (bytes, _) = head[layout.scales()..].as_chunks_mut::<4>();
-        for (bytes, scale) in bytes.iter_mut().zip(scales.as_flattened()) {
-            *bytes = scale.to_le_bytes();
+            store_line(format, &columns, &mut out[..line]);
         }
     }
-    let [k_inverse, v_inverse] = &inverse;
-    let (keys, rest) = head.split_at_mut(layout.values());
-    pool::scratch(d * n + d, |scratch| {
-        let (turned, scaled) = scratch.split_at_mut(d * n);
-        tile::transpose(isa, k, n, d, turned, n);
-        for (x, keys) in turned.chunks_exact_mut(n).zip(keys.chunks_exact_mut(PAGE * size)) {
-            if layout.format == CacheFormat::Int8 {
-                x.iter_mut().zip(k_inverse).for_each(|(x, &inverse)| *x *= inverse);
-            }
-            store(isa, layout.format, x, &mut keys[first * size..(first + n) * size]);
-        }
-        for (i, values) in rest.chunks_exact_mut(layout.padded * size).skip(first).take(n).enumerate() {
-            let x = &v.data[i * v.stride..][..d];
-            if layout.format == CacheFormat::Int8 {
-                scaled.iter_mut().zip(x).for_each(|(s, &x)| *s = x * v_inverse[i]);
-                store(isa, layout.format, scaled, &mut values[..d * size]);
-            } else {
-                store(isa, layout.format, x, &mut values[..d * size]);
+}
+
+/// Rounds a line to the format. For int8 the elements are within `-127..=127`.
+#[inline(always)]
+fn store_line(format: CacheFormat, x: &[f32; COLUMNS], out: &mut [u8]) {
+    match format {
+        CacheFormat::F32 => {
+            for (out, x) in out.as_chunks_mut::<4>().0.iter_mut().zip(x) {
+                *out = x.to_le_bytes();
             }
         }
-    });
+        CacheFormat::Bf16 => {
+            let (lower, upper) = x.split_at(COLUMNS / 2);
+            for ((out, &l), &u) in out.as_chunks_mut::<4>().0.iter_mut().zip(lower).zip(upper) {
+                *out = (u32::from(to_bf16(l)) | u32::from(to_bf16(u)) << 16).to_le_bytes();
+            }
+        }
+        CacheFormat::Int8 => {
+            for (out, &x) in out.iter_mut().zip(x) {
+                *out = to_int8(x);
+            }
+        }
+    }
 }
 
 /// The int8 scale of a row with this largest magnitude, and what to multiply by to get to the grid. NaN for a row that is not
@@ -276,11 +330,11 @@ kernel! {
 
 /// To nearest, ties to even; a NaN keeps its upper half and is made quiet.
 #[inline(always)]
-fn to_bf16(x: f32) -> [u8; 2] {
+fn to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = (bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16;
     let kept = (bits >> 16) as u16 | 0x40;
-    (if x.is_nan() { kept } else { rounded }).to_le_bytes()
+    if x.is_nan() { kept } else { rounded }
 }
 
 /// To nearest, ties to even, of what is within `-127..=127`; a NaN gives any byte.
@@ -289,29 +343,6 @@ fn to_int8(x: f32) -> u8 {
     /// 1.5 * 2^23: adding it rounds to the nearest integer, which then stands in the low bits.
     const MAGIC: f32 = 12_582_912.0;
     (x + MAGIC).to_bits() as u8
-}
-
-kernel! {
-    /// Rounds to the format, little-endian. For int8 the elements are within `-127..=127`.
-    fn store(format: CacheFormat, x: &[f32], out: &mut [u8]) {
-        match format {
-            CacheFormat::F32 => {
-                for (out, x) in out.as_chunks_mut::<4>().0.iter_mut().zip(x) {
-                    *out = x.to_le_bytes();
-                }
-            }
-            CacheFormat::Bf16 => {
-                for (out, &x) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
-                    *out = to_bf16(x);
-                }
-            }
-            CacheFormat::Int8 => {
-                for (out, &x) in out.iter_mut().zip(x) {
-                    *out = to_int8(x);
-                }
-            }
-        }
-    }
 }
 
 /// Reads one position back, as [`super::forward`] sees it.
@@ -329,17 +360,17 @@ pub fn read(page: &[u8], place: usize, heads: &Heads, format: CacheFormat, k: &m
         "attention: place {place} of a page of {} bytes",
         page.len()
     );
-    let element = |bytes: &[u8], i: usize| match format {
-        CacheFormat::F32 => f32::from_le_bytes(std::array::from_fn(|b| bytes[4 * i + b])),
-        CacheFormat::Bf16 => bf16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32(),
-        CacheFormat::Int8 => f32::from(bytes[i] as i8),
+    let element = |bytes: &[u8], at: usize| match format {
+        CacheFormat::F32 => f32::from_le_bytes(std::array::from_fn(|b| bytes[at + b])),
+        CacheFormat::Bf16 => bf16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32(),
+        CacheFormat::Int8 => f32::from(bytes[at] as i8),
     };
     for (head, (k, v)) in k.chunks_exact_mut(d).zip(v.chunks_exact_mut(d)).enumerate() {
         let bytes = &page[layout.head(head)];
-        let [k_scales, v_scales] = layout.head_scales(bytes);
+        let [k_scales, v_scales] = layout.scales(&bytes[layout.values()..]);
         for (i, (k, v)) in k.iter_mut().zip(v).enumerate() {
-            *k = element(bytes, i * PAGE + place) * k_scales[place];
-            *v = element(&bytes[layout.values()..], place * layout.padded + i) * v_scales[place];
+            *k = element(bytes, layout.key_at(i, place)) * k_scales[place];
+            *v = element(bytes, layout.value_at(i, place)) * v_scales[place];
         }
     }
 }

@@ -2,16 +2,17 @@
 
 use std::ops::Range;
 
-use super::super::forward::Visible;
+pub(super) use super::super::forward::Visible;
 use super::super::{Heads, first_visible};
 use super::page::Layout;
-use super::product::{self, FEW, Operands};
+use super::product::{self, COLUMNS, Operands};
+use super::softmax::{self, Page};
 use super::{CHUNK, CacheFormat, PAGE, Span};
 use crate::level::Isa;
 use crate::{pool, simd};
 
 /// Rows that a product at the edge of what they see takes together.
-const EDGE_ROWS: usize = 6;
+const EDGE_ROWS: usize = 12;
 
 /// Some rows of a span, for the query heads of one key/value head.
 pub(super) struct Tile<'a> {
@@ -50,60 +51,94 @@ pub(super) struct Call<'a> {
     pub(super) out: pool::Shared<'a, f32>,
 }
 
-/// Sums over some positions for each of a tile's rows: the largest score, the sum of the exponentials relative to it, and the
-/// values weighted with them. A row that saw nothing has a total of 0.
-struct Part<'a> {
-    max: &'a mut [f32],
-    total: &'a mut [f32],
-    sums: &'a mut [f32],
+/// Sums over some positions for each of a tile's rows: the exponentials relative to the largest score, in sixteen sums, the
+/// values weighted with them, and that score. A row that saw nothing has a total of 0.
+pub(crate) struct Part<'a> {
+    /// `[rows, 16]`.
+    pub(super) totals: &'a mut [f32],
+    /// `[rows, width]`.
+    pub(super) sums: &'a mut [f32],
+    /// By row, to a multiple of 16 rows.
+    pub(super) max: &'a mut [f32],
 }
 
 impl<'a> Part<'a> {
-    fn new(floats: &'a mut [f32], rows: usize) -> Self {
-        let (max, rest) = floats.split_at_mut(rows);
-        let (total, sums) = rest.split_at_mut(rows);
-        Part { max, total, sums }
+    /// Floats for so many rows of so wide sums.
+    pub(super) fn len(rows: usize, width: usize) -> usize {
+        rows * (16 + width) + rows.next_multiple_of(16)
+    }
+
+    fn new(floats: &'a mut [f32], rows: usize, width: usize) -> Self {
+        let (totals, rest) = floats.split_at_mut(rows * 16);
+        let (sums, max) = rest.split_at_mut(rows * width);
+        Part { totals, sums, max }
     }
 
     fn clear(&mut self) {
-        self.max.fill(f32::NEG_INFINITY);
-        self.total.fill(0.0);
+        self.totals.fill(0.0);
         self.sums.fill(0.0);
+        self.max.fill(f32::NEG_INFINITY);
+    }
+
+    /// Floats of a row's sums.
+    pub(super) fn width(&self) -> usize {
+        self.sums.len() / (self.totals.len() / 16)
     }
 }
 
 impl Call<'_> {
+    /// Floats that the sums of a tile's rows take.
+    pub(super) fn part_len(&self, tile: &Tile<'_>) -> usize {
+        Part::len(tile.rows(self.heads), self.layout.padded)
+    }
+
+    fn part<'p>(&self, tile: &Tile<'_>, floats: &'p mut [f32]) -> Part<'p> {
+        Part::new(floats, tile.rows(self.heads), self.layout.padded)
+    }
+
     /// All chunks of a tile, merged as they come.
     pub(super) fn whole(&self, tile: &Tile<'_>) {
-        let size = tile.rows(self.heads) * self.layout.partial();
-        pool::scratch(2 * size, |scratch| {
-            let (merged, partial) = scratch.split_at_mut(size);
-            for chunk in tile.chunks.clone() {
-                if chunk == tile.chunks.start {
-                    self.chunk(tile, chunk, tile.chunks.end, merged);
-                } else {
-                    self.chunk(tile, chunk, tile.chunks.end, partial);
-                    self.add(tile, merged, partial);
+        let len = self.part_len(tile);
+        pool::scratch(2 * len, |scratch| {
+            let (merged, later) = scratch.split_at_mut(len);
+            let (mut merged, mut later) = (self.part(tile, merged), self.part(tile, later));
+            self.prepared(tile, |queries, scores| {
+                for chunk in tile.chunks.clone() {
+                    if chunk == tile.chunks.start {
+                        self.chunk(tile, chunk, tile.chunks.end, queries, scores, &mut merged);
+                    } else {
+                        self.chunk(tile, chunk, tile.chunks.end, queries, scores, &mut later);
+                        self.merge(&mut merged, &later);
+                    }
                 }
+            });
+            self.finish(tile, &merged);
+        });
+    }
+
+    /// The sums of a run of a tile's chunks, each to its place.
+    pub(super) fn run(&self, tile: &Tile<'_>, run: Range<usize>, places: &mut [f32]) {
+        self.prepared(tile, |queries, scores| {
+            for (chunk, place) in run.clone().zip(places.chunks_exact_mut(self.part_len(tile))) {
+                self.chunk(tile, chunk, run.end, queries, scores, &mut self.part(tile, place));
             }
-            self.finish(tile, merged);
         });
     }
 
     /// Merges the sums of all chunks of a tile, which lie one after the other.
-    pub(super) fn merge(&self, tile: &Tile<'_>, partials: &mut [f32]) {
-        let size = tile.rows(self.heads) * self.layout.partial();
-        let (merged, rest) = partials.split_at_mut(size);
-        for partial in rest.chunks_exact_mut(size) {
-            self.add(tile, merged, partial);
+    pub(super) fn merge_all(&self, tile: &Tile<'_>, places: &mut [f32]) {
+        let len = self.part_len(tile);
+        let (merged, rest) = places.split_at_mut(len);
+        let mut merged = self.part(tile, merged);
+        for later in rest.chunks_exact_mut(len) {
+            self.merge(&mut merged, &self.part(tile, later));
         }
-        self.finish(tile, merged);
+        self.finish(tile, &merged);
     }
 
-    fn add(&self, tile: &Tile<'_>, merged: &mut [f32], partial: &mut [f32]) {
-        let rows = tile.rows(self.heads);
-        let (into, from) = (Part::new(merged, rows), Part::new(partial, rows));
-        merge_rows(self.isa, into.max, into.total, into.sums, from.max, from.total, from.sums, self.layout.padded);
+    fn merge(&self, into: &mut Part<'_>, later: &Part<'_>) {
+        // SAFETY: an `Isa` is of a level whose features the processor has.
+        unsafe { softmax::merge(self.isa, into, later) };
     }
 
     /// Where row `i` of a tile lies among the heads of the flat rows: it is head `i % group` of position `i / group`.
@@ -113,90 +148,84 @@ impl Call<'_> {
         row * self.heads.query_heads + tile.kv_head * group + i % group
     }
 
-    fn finish(&self, tile: &Tile<'_>, merged: &mut [f32]) {
-        let (d, part) = (self.layout.width, Part::new(merged, tile.rows(self.heads)));
-        for (i, sums) in part.sums.chunks_exact(self.layout.padded).enumerate() {
+    fn finish(&self, tile: &Tile<'_>, merged: &Part<'_>) {
+        let (d, totals) = (self.layout.width, merged.totals.as_chunks::<16>().0);
+        for (i, (sums, &total)) in merged.sums.chunks_exact(self.layout.padded).zip(totals).enumerate() {
             let head = self.head_at(tile, i);
             // SAFETY: spans do not overlap, and a tile has its own rows and heads: no one else writes this head's row.
             let out = unsafe { self.out.part(head * d..(head + 1) * d) };
-            let inverse = 1.0 / part.total[i];
+            let inverse = 1.0 / simd::fold(total);
             for (out, &s) in out.iter_mut().zip(sums) {
                 *out = s * inverse;
             }
         }
     }
 
+    /// Calls `f` with the tile's queries, scaled and cut into sections of [`PAGE`] dimensions, `[sections, rows, PAGE]`, and
+    /// with room for the scores of a page.
+    fn prepared(&self, tile: &Tile<'_>, f: impl FnOnce(&[f32], &mut [[f32; PAGE]])) {
+        let (d, rows) = (self.layout.width, tile.rows(self.heads));
+        // The softmax works with powers of 2.
+        let scale = (std::f64::consts::LOG2_E / (d as f64).sqrt()) as f32;
+        let sections = d.div_ceil(PAGE);
+        pool::scratch(rows * PAGE * (sections + 1), |scratch| {
+            let (scores, queries) = scratch.split_at_mut(rows * PAGE);
+            for i in 0..rows {
+                let query = &self.q[self.head_at(tile, i) * d..][..d];
+                for (section, query) in query.chunks(PAGE).enumerate() {
+                    let to = &mut queries[(section * rows + i) * PAGE..][..query.len()];
+                    for (to, &x) in to.iter_mut().zip(query) {
+                        *to = x * scale;
+                    }
+                }
+            }
+            f(queries, scores.as_chunks_mut().0);
+        });
+    }
+
     /// The sums of a tile's rows over one chunk of positions, which more follow that end before chunk `run_end`.
-    pub(super) fn chunk(&self, tile: &Tile<'_>, chunk: usize, run_end: usize, floats: &mut [f32]) {
-        let (layout, group, rows) = (&self.layout, self.heads.group(), tile.rows(self.heads));
-        let (d, padded) = (layout.width, layout.padded);
+    fn chunk(
+        &self,
+        tile: &Tile<'_>,
+        chunk: usize,
+        run_end: usize,
+        queries: &[f32],
+        scores: &mut [[f32; PAGE]],
+        part: &mut Part<'_>,
+    ) {
+        let (layout, group) = (&self.layout, self.heads.group());
         let (start, end) = (tile.start(), tile.start() + tile.count);
-        let mut part = Part::new(floats, rows);
         part.clear();
         let first_page = (first_visible(start, self.window).max(chunk * CHUNK)) / PAGE;
         let last_page = end.min((chunk + 1) * CHUNK).div_ceil(PAGE);
         let run_pages = end.min(run_end * CHUNK).div_ceil(PAGE);
-        // Many rows share what is widened once; few widen on the way.
-        let wide = rows > FEW && layout.format != CacheFormat::F32;
-        pool::scratch(rows * (d + PAGE) + if wide { PAGE * padded } else { 0 }, |scratch| {
-            let (queries, scratch) = scratch.split_at_mut(rows * d);
-            let (scores, widened) = scratch.split_at_mut(rows * PAGE);
-            for (i, query) in queries.chunks_exact_mut(d).enumerate() {
-                query.copy_from_slice(&self.q[self.head_at(tile, i) * d..][..d]);
+        for page in first_page..last_page {
+            let first = page * PAGE;
+            let (keys, values) = tile.span.pages[page][layout.head(tile.kv_head)].split_at(layout.values());
+            // The same place of the page that follows here, of which only the address is taken.
+            let following = tile.span.pages[..run_pages].get(page + 1);
+            let next = following.and_then(|next| next.get(layout.head(tile.kv_head))).unwrap_or(keys);
+            let keys = Side { format: layout.format, bytes: keys, rows: layout.width, ahead: values.as_ptr() };
+            let columns = (end - first).min(PAGE).next_multiple_of(COLUMNS);
+            for (section, queries) in queries.chunks_exact(scores.len() * PAGE).enumerate() {
+                let dimensions = section * PAGE..layout.width.min((section + 1) * PAGE);
+                keys.multiply(self.isa, queries, dimensions, scores.as_flattened_mut(), PAGE, columns, section > 0);
             }
-            for page in first_page..last_page {
-                let position = page * PAGE;
-                let head = &tile.span.pages[page][layout.head(tile.kv_head)];
-                // The same place of the page that follows here, of which only the address is taken.
-                let following = tile.span.pages[..run_pages].get(page + 1);
-                let next = following.and_then(|next| next.get(layout.head(tile.kv_head))).unwrap_or(head);
-                let columns = (end - position).min(PAGE).next_multiple_of(16);
-                let keys = self.side(head, next, (d, PAGE), wide.then_some(&mut *widened));
-                keys.multiply(self.isa, queries, d, 0..d, scores, PAGE, columns, false);
-                let [mut factors, value_scales] = layout.head_scales(head);
-                factors.iter_mut().for_each(|f| *f *= self.heads.scale());
-                softmax(
-                    self.isa,
-                    scores,
-                    &factors,
-                    (layout.format == CacheFormat::Int8).then_some(&value_scales),
-                    start,
-                    group,
-                    position,
-                    self.window,
-                    part.max,
-                    part.total,
-                    part.sums,
-                    padded,
-                );
-                let (head, next) = (&head[layout.values()..], &next[layout.values()..]);
-                let values = self.side(head, next, (PAGE, padded), wide.then_some(&mut *widened));
-                self.weigh(tile, position, &values, scores, part.sums);
-            }
-        });
-    }
-
-    /// Keys or values as the right side of a product, of so many rows and columns.
-    fn side<'s>(
-        &self,
-        bytes: &'s [u8],
-        next: &'s [u8],
-        (rows, columns): (usize, usize),
-        widened: Option<&'s mut [f32]>,
-    ) -> Side<'s> {
-        let (layout, n) = (&self.layout, rows * columns);
-        let Some(widened) = widened else {
-            return Side { format: layout.format, bytes, next: next.as_ptr(), stride: columns * layout.element() };
-        };
-        assert!(
-            n <= widened.len() && n * layout.element() <= bytes.len() && n.is_multiple_of(16),
-            "attention: {n} elements of {} bytes",
-            bytes.len()
-        );
-        // SAFETY: both were just found to hold `n` elements, a multiple of 16.
-        unsafe { product::widen(self.isa, layout.format, bytes.as_ptr(), n, widened.as_mut_ptr()) };
-        let bytes = bytemuck::cast_slice(&widened[..n]);
-        Side { format: CacheFormat::F32, bytes, next: bytes.as_ptr(), stride: columns * 4 }
+            let scales = (layout.format == CacheFormat::Int8).then(|| layout.scales(values));
+            let scales = scales.as_ref();
+            let page = Page {
+                key_scales: scales.map(|[keys, _]| keys),
+                value_scales: scales.map(|[_, values]| values),
+                start,
+                group,
+                first,
+                window: self.window,
+            };
+            // SAFETY: an `Isa` is of a level whose features the processor has.
+            unsafe { softmax::weights(self.isa, &page, scores, part) };
+            let values = Side { format: layout.format, bytes: values, rows: PAGE, ahead: next.as_ptr() };
+            self.weigh(tile, first, &values, scores.as_flattened(), part.sums);
+        }
     }
 
     /// Adds the values weighted with the probabilities, over those positions of the page that each row sees, in their order.
@@ -211,7 +240,7 @@ impl Call<'_> {
             if !some.is_empty() && !range.is_empty() {
                 let sums = &mut sums[some.start * group * padded..some.end * group * padded];
                 let probs = &probs[some.start * group * PAGE..some.end * group * PAGE];
-                values.multiply(self.isa, probs, PAGE, range, sums, padded, padded, true);
+                values.multiply(self.isa, probs, range, sums, padded, padded, true);
             }
         };
         let (first, last) = (visible(0), visible(tile.count - 1));
@@ -235,156 +264,47 @@ impl Call<'_> {
     }
 }
 
-/// The right side of a product: rows of elements in a page, or widened ones.
+/// The right side of a product: the keys or values of one head in a page, in panels of so many rows.
 struct Side<'a> {
     format: CacheFormat,
     bytes: &'a [u8],
-    next: *const u8,
-    /// Bytes from row to row.
-    stride: usize,
+    rows: usize,
+    /// What is read after this.
+    ahead: *const u8,
 }
 
 impl Side<'_> {
-    /// `c[i, j] (+)= sum over l in inner of a[i, l] * b[l, j]` for the rows of `c` and `j < columns`.
+    /// `c[i, j] (+)= sum over l in inner of a[i, l - l0] * b[l, j]` for the rows of `c` and `j < columns`, where `a` has rows of
+    /// [`PAGE`] elements and `l0` is `inner.start` in whole pages.
     #[allow(clippy::too_many_arguments)] // A matrix product.
-    fn multiply(
-        &self,
-        isa: Isa,
-        a: &[f32],
-        lda: usize,
-        inner: Range<usize>,
-        c: &mut [f32],
-        ldc: usize,
-        columns: usize,
-        add: bool,
-    ) {
-        let m = c.len() / ldc;
-        let size = match self.format {
-            CacheFormat::F32 => 4,
-            CacheFormat::Bf16 => 2,
-            CacheFormat::Int8 => 1,
-        };
+    fn multiply(&self, isa: Isa, a: &[f32], inner: Range<usize>, c: &mut [f32], ldc: usize, columns: usize, add: bool) {
+        let (m, line) = (c.len() / ldc, self.format.bytes(COLUMNS));
+        let (panel, first) = (self.rows * line, inner.start % PAGE);
         assert!(
-            a.len() == m * lda
-                && c.len() == m * ldc
+            c.len() == m * ldc
+                && a.len() == m * PAGE
                 && inner.start <= inner.end
-                && inner.end <= lda
-                && inner.end * self.stride <= self.bytes.len()
-                && columns * size <= self.stride
+                && inner.end <= self.rows
+                && first + inner.len() <= PAGE
                 && columns <= ldc
-                && columns.is_multiple_of(16),
+                && columns.is_multiple_of(COLUMNS)
+                && columns / COLUMNS * panel <= self.bytes.len(),
             "attention: a product outside its slices"
         );
         let operands = Operands {
-            a: a.as_ptr().wrapping_add(inner.start),
-            lda,
-            b: self.bytes.as_ptr().wrapping_add(inner.start * self.stride),
-            ldb: self.stride,
+            a: a.as_ptr().wrapping_add(first),
+            b: self.bytes.as_ptr().wrapping_add(inner.start * line),
+            panel,
             c: c.as_mut_ptr(),
             ldc,
             m,
             k: inner.len(),
             n: columns,
             add,
-            ahead: self.next.wrapping_add(inner.start * self.stride),
+            ahead: self.ahead.wrapping_add(inner.start * line),
         };
         // SAFETY: the assertion puts every row and column that the product touches inside its slice, `c` is exclusive, and
-        // `size` is what an element of the format takes.
+        // a line of the format takes as many bytes as `line` says.
         unsafe { product::multiply(isa, self.format, operands) };
-    }
-}
-
-kernel! {
-    /// Turns the raw scores of a page into weights relative to each row's running maximum, and rescales what was summed before.
-    ///
-    /// Row `i` stands at position `start + i / group`. Scores are multiplied by `factors`, the weights (but not their sum) by
-    /// `value_scales`. Places that a row does not see become zero; a row that sees none of the page changes nothing else.
-    fn softmax(
-        scores: &mut [f32],
-        factors: &[f32; PAGE],
-        value_scales: Option<&[f32; PAGE]>,
-        start: usize,
-        group: usize,
-        page: usize,
-        window: Option<usize>,
-        max: &mut [f32],
-        total: &mut [f32],
-        sums: &mut [f32],
-        width: usize,
-    ) {
-        let rows = scores.as_chunks_mut::<PAGE>().0.iter_mut().zip(max).zip(total).zip(sums.chunks_exact_mut(width));
-        for (i, (((row, max), total), sums)) in rows.enumerate() {
-            let Visible { first, end } = Visible::new(start + i / group, page, window);
-            if first >= end {
-                continue;
-            }
-            let whole = first == 0 && end == PAGE;
-            if whole {
-                for (x, &factor) in row.iter_mut().zip(factors) {
-                    *x *= factor;
-                }
-            } else {
-                for (j, (x, &factor)) in row.iter_mut().zip(factors).enumerate() {
-                    *x = if j >= first && j < end { *x * factor } else { f32::NEG_INFINITY };
-                }
-            }
-            let page_max = simd::max(row);
-            if page_max > *max {
-                let correction = simd::exp::<FMA>(*max - page_max);
-                *total *= correction;
-                for s in sums {
-                    *s *= correction;
-                }
-                *max = page_max;
-            }
-            // Only -inf seen so far: anything finite will do to be relative to, and gives weights of 0.
-            let base = if *max == f32::NEG_INFINITY { 0.0 } else { *max };
-            for x in row.iter_mut() {
-                *x = simd::exp::<FMA>(*x - base);
-            }
-            if !whole {
-                row[..first].fill(0.0);
-                row[end..].fill(0.0);
-            }
-            *total += simd::sum2(row, row, |x, _, sum| sum + x);
-            if let Some(scales) = value_scales {
-                for (x, &scale) in row.iter_mut().zip(scales) {
-                    *x *= scale;
-                }
-            }
-        }
-    }
-}
-
-kernel! {
-    /// Adds the sums over later positions to those over earlier ones. What saw nothing is left out.
-    fn merge_rows(
-        max: &mut [f32],
-        total: &mut [f32],
-        sums: &mut [f32],
-        later_max: &[f32],
-        later_total: &[f32],
-        later_sums: &[f32],
-        width: usize,
-    ) {
-        let rows = max.iter_mut().zip(total).zip(sums.chunks_exact_mut(width));
-        let later = later_max.iter().zip(later_total).zip(later_sums.chunks_exact(width));
-        for (((max, total), sums), ((&later_max, &later_total), later_sums)) in rows.zip(later) {
-            if later_total == 0.0 {
-                continue;
-            }
-            if *total == 0.0 {
-                (*max, *total) = (later_max, later_total);
-                sums.copy_from_slice(later_sums);
-                continue;
-            }
-            let new = if later_max > *max { later_max } else { *max };
-            let (ours, theirs) = (simd::exp::<FMA>(*max - new), simd::exp::<FMA>(later_max - new));
-            *max = new;
-            *total = simd::fma::<FMA>(later_total, theirs, *total * ours);
-            for (s, &l) in sums.iter_mut().zip(later_sums) {
-                *s = simd::fma::<FMA>(l, theirs, *s * ours);
-            }
-        }
     }
 }
