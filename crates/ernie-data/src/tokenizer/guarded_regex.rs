@@ -165,10 +165,8 @@ fn check(expr: &Expr, repeats: usize, depth: usize) -> std::result::Result<(), S
             }
             check(child, repeats, depth + 1)
         }
-        Expr::Backref(_) | Expr::BackrefExistsCondition(_) | Expr::Conditional { .. } => {
-            Err("back-references and conditions are not supported".into())
-        }
-        _ => Ok(()),
+        Expr::Empty | Expr::Any { .. } | Expr::Assertion(_) | Expr::Literal { .. } | Expr::Delegate { .. } => Ok(()),
+        _ => Err("back-references, conditions and subroutines are not supported".into()),
     }
 }
 
