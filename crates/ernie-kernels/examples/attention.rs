@@ -173,14 +173,14 @@ fn row_operations() {
             elementwise::add(&mut y, &branch);
             norm::forward(&y, &weight, 1e-5, &mut x, &mut rstd);
         });
-        let gate_up = noise(rows * 6144);
+        let (gate, up) = (noise(rows * 3072), noise(rows * 3072));
         let mut activated = vec![0.0; rows * 3072];
-        let swiglu = time(&mut || swiglu::forward_joined(&gate_up, 3072, &mut activated));
+        let swiglu = time(&mut || swiglu::forward(&gate, &up, &mut activated));
         let mut q = noise(rows * 2304);
         let positions: Vec<u32> = (0..rows as u32).collect();
         let turned = time(&mut || rope::forward(&mut q, &positions, 18, &table));
         println!(
-            "  {rows:3} rows: add + norm {fused:7.2} (apart {apart:7.2}), joined swiglu {swiglu:7.2}, rope of 18 heads {turned:7.2}"
+            "  {rows:3} rows: add + norm {fused:7.2} (apart {apart:7.2}), swiglu {swiglu:7.2}, rope of 18 heads {turned:7.2}"
         );
         let heads = Heads { query_heads: 16, kv_heads: 2, head_dim: 128 };
         let kv = noise(rows * 256);

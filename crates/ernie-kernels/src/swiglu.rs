@@ -1,7 +1,7 @@
 //! The gated activation of the decoder's MLP: `silu(gate) * up`, and its gradients.
 
 use crate::level::Isa;
-use crate::pool::{self, GRAIN, grain_rows};
+use crate::pool::{self, GRAIN};
 use crate::simd;
 
 kernel! {
@@ -33,35 +33,6 @@ pub fn forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
     pool::pieces(y, GRAIN, |at, y| {
         let range = at..at + y.len();
         forward_slice(isa, &gate[range.clone()], &up[range], y);
-    });
-}
-
-/// As [`forward`], gates and ups being the halves of one row, as one product of both projections leaves them.
-///
-/// # Shapes
-/// `gate_up: [T, 2 F]`, `y: [T, F]` with `F = width`
-///
-/// # Panics
-/// When a length does not fit.
-pub fn forward_joined(gate_up: &[f32], width: usize, y: &mut [f32]) {
-    assert!(
-        gate_up.len() == 2 * y.len() && (y.is_empty() || width > 0 && y.len().is_multiple_of(width)),
-        "swiglu: {} inputs, {} outputs, width {width}",
-        gate_up.len(),
-        y.len()
-    );
-    if y.is_empty() {
-        return;
-    }
-    let isa = Isa::current();
-    // A single row is cut anywhere, several at their ends.
-    let piece = if y.len() == width { GRAIN } else { width * grain_rows(width) };
-    pool::pieces(y, piece, |at, y| {
-        for (i, y) in y.chunks_mut(width).enumerate() {
-            let (row, from) = (at / width + i, if i == 0 { at % width } else { 0 });
-            let (gate, up) = gate_up[row * 2 * width..(row + 1) * 2 * width].split_at(width);
-            forward_slice(isa, &gate[from..from + y.len()], &up[from..from + y.len()], y);
-        }
     });
 }
 

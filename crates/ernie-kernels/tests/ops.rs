@@ -151,23 +151,6 @@ fn swiglu_and_its_gradients() {
 }
 
 #[test]
-fn a_joined_row_of_gates_and_ups_gives_the_same() {
-    each_level(|level| {
-        let mut random = Random(33);
-        for (rows, width) in [(0, 4), (1, 1), (1, 40_000), (5, 33), (900, 48)] {
-            let gate_up = random.scaled(rows * 2 * width, 6.0);
-            let half = |side: usize| -> Vec<f32> {
-                gate_up.chunks_exact(2 * width).flat_map(|row| row[side * width..][..width].to_vec()).collect()
-            };
-            let (mut joined, mut apart) = (vec![f32::NAN; rows * width], vec![f32::NAN; rows * width]);
-            swiglu::forward_joined(&gate_up, width, &mut joined);
-            swiglu::forward(&half(0), &half(1), &mut apart);
-            same(&joined, &apart, &format!("{rows}x{width} at {level}"));
-        }
-    });
-}
-
-#[test]
 fn adding_and_normalising_in_one_pass_gives_the_same() {
     each_level(|level| {
         let mut random = Random(34);

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor, Var};
 use ernie_nn::ops::{self, Angles, Expert, plain};
-use ernie_nn::{Heads, Parameter, Span, Value, Weight};
+use ernie_nn::{Heads, Parameter, Span, Value, Weight, no_grad};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -62,6 +62,19 @@ fn linear_matches_its_twin() -> Outcome {
         let inputs = [tensor(&[rows, ins], 1), tensor(&[outs, ins], 2)];
         check("linear", &inputs, |v, p| ops::linear(&v[0], &p[1]), |t| plain::linear(&t[0], &t[1]))?;
     }
+    Ok(())
+}
+
+#[test]
+fn adding_and_normalising_is_the_same_recorded_or_not() -> Outcome {
+    let inputs = [tensor(&[3, 33], 1), tensor(&[3, 33], 2), tensor(&[33], 3)];
+    let parameters: Vec<_> = inputs.iter().map(|t| Parameter::new("x", t.clone())).collect();
+    let values: Vec<Value> = parameters.iter().map(|p| p.value()).collect();
+    let run = || ops::add_rms_norm(&values[0], &values[1], &values[2], 1e-5);
+    let (recorded, plain) = (run()?, no_grad(run)?);
+    assert!(recorded.1.is_recorded() && !plain.1.is_recorded());
+    assert_eq!((recorded.0.to_vec()?, recorded.1.to_vec()?), (plain.0.to_vec()?, plain.1.to_vec()?));
+    assert!(no_grad(|| ops::add_rms_norm(&values[0], &values[2], &values[2], 1e-5)).is_err());
     Ok(())
 }
 

@@ -55,8 +55,8 @@ impl DecoderLayer {
     pub(crate) fn forward(&self, x: &Value, pass: &mut Pass<'_>) -> Result<Value> {
         let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, pass)?;
         pass.record("attn_out", &attended);
-        let h = pass.add(x, &attended)?;
-        let fed = self.mlp.forward(&self.post_attention_layernorm.forward(&h)?, pass)?;
+        let (h, normed) = self.post_attention_layernorm.forward_sum(x, &attended)?;
+        let fed = self.mlp.forward(&normed, pass)?;
         pass.record("mlp_out", &fed);
         let out = pass.add(&h, &fed)?;
         pass.record("out", &out);

@@ -26,4 +26,17 @@ impl RmsNorm {
     pub(crate) fn forward(&self, x: &Value) -> Result<Value> {
         self.activations.keep(ops::rms_norm(x, &self.weight.value(), self.eps)?)
     }
+
+    /// `x + branch`, and its norm.
+    pub(crate) fn forward_sum(&self, x: &Value, branch: &Value) -> Result<(Value, Value)> {
+        match self.activations {
+            Activations::F32 => Ok(ops::add_rms_norm(x, branch, &self.weight.value(), self.eps)?),
+            Activations::Bf16 => {
+                // The sum is rounded before it is normalised.
+                let sum = self.activations.keep(ops::add(x, branch)?)?;
+                let normed = self.forward(&sum)?;
+                Ok((sum, normed))
+            }
+        }
+    }
 }

@@ -3,7 +3,9 @@
 use ernie_kernels::norm;
 
 use crate::error::ensure;
+use crate::ops::add;
 use crate::slice::{Slice, tensor};
+use crate::value::needs_grad;
 use crate::{Result, Value};
 
 /// `y = w · x / sqrt(mean(x²) + eps)` by row (Zhang and Sennrich, arXiv:1910.07467).
@@ -27,4 +29,25 @@ pub fn rms_norm(x: &Value, weight: &Value, eps: f64) -> Result<Value> {
         norm::backward(&x, &w, &scales, &Slice::of(dy)?, &mut dx, &mut dw);
         Ok(vec![Some(tensor(dx, &[rows, hidden])?), Some(tensor(dw, &[hidden])?)])
     }))
+}
+
+/// `(x + branch, rms_norm(x + branch))`: the step from one part of a layer to the next. One pass over the rows where nothing
+/// is recorded, with the bits of [`add`] and [`rms_norm`] one after the other.
+///
+/// # Shapes
+/// `x, branch: [T, h]`, `weight: [h]` → `[T, h]` each.
+pub fn add_rms_norm(x: &Value, branch: &Value, weight: &Value, eps: f64) -> Result<(Value, Value)> {
+    if needs_grad(&[x, branch, weight]) {
+        let sum = add(x, branch)?;
+        let normed = rms_norm(&sum, weight, eps)?;
+        return Ok((sum, normed));
+    }
+    let hidden = x.dim(1);
+    ensure(x.shape().len() == 2 && branch.shape() == x.shape() && weight.shape() == [hidden], "add_rms_norm", || {
+        format!("x {:?}, branch {:?}, weight {:?}", x.shape(), branch.shape(), weight.shape())
+    })?;
+    let mut sum = x.to_vec()?;
+    let mut normed = vec![0.0; sum.len()];
+    norm::add_forward(&mut sum, &branch.slice()?, &weight.slice()?, eps as f32, &mut normed);
+    Ok((Value::from_vec(sum, x.shape())?, Value::from_vec(normed, x.shape())?))
 }
