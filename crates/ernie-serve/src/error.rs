@@ -68,6 +68,14 @@ pub enum Error {
         /// What is accepted.
         expected: String,
     },
+    /// A schema, pattern, tool or message that cannot be honoured.
+    #[error("{at}: {what}")]
+    Refused {
+        /// Where it stands: `schema #/properties/age`, `tools[2].function.name`.
+        at: String,
+        /// What is wrong with it, or what was expected.
+        what: String,
+    },
     /// The queue is at its limit.
     #[error("{waiting} requests are waiting already, the limit is {limit}: try again later")]
     QueueFull {
@@ -102,6 +110,7 @@ impl Error {
             | Self::UnknownId { .. }
             | Self::TooLong { .. }
             | Self::Parameter { .. }
+            | Self::Refused { .. }
             | Self::Failed(_) => ErrorKind::Input,
             Self::TooLarge { .. } | Self::QueueFull { .. } => ErrorKind::Environment,
             Self::Model(error) => match error.kind() {
@@ -121,6 +130,10 @@ impl Error {
     /// Whether the caller is at fault.
     pub fn is_input(&self) -> bool {
         self.kind() == ErrorKind::Input
+    }
+
+    pub(crate) fn refused(at: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::Refused { at: at.into(), what: what.into() }
     }
 
     pub(crate) fn parameter(name: &'static str, value: impl ToString, expected: impl Into<String>) -> Self {

@@ -4,6 +4,8 @@
 //! (minijinja charges its fuel for every byte and every item), nothing can be included or imported, and every failure
 //! is one line.
 
+use std::collections::HashSet;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
@@ -45,6 +47,11 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>> {
     environment.add_filter("tojson", to_json);
     environment.add_template_owned(NAME, without_generation_tags(source)).map_err(|e| failure(&e))?;
     Ok(environment)
+}
+
+/// The names that the template expects from outside.
+pub(super) fn variables(environment: &Environment<'static>) -> HashSet<String> {
+    environment.get_template(NAME).map(|template| template.undeclared_variables(false)).unwrap_or_default()
 }
 
 /// Renders; `messages` and `bytes` say how much work is to be expected.

@@ -17,10 +17,13 @@
 mod date;
 mod environment;
 mod marks;
+mod message;
 
 use std::ops::Range;
 
-use minijinja::{Value, context};
+use minijinja::Value;
+
+pub use message::{Message, ToolCall};
 
 use crate::tokenizer::{Piece, Tokenizer};
 use crate::{Error, Result};
@@ -31,34 +34,23 @@ pub const ERNIE_TEMPLATE: &str = include_str!("ernie.jinja");
 /// Who may speak. Roles stand beside control tokens in a template's text (`<|user|>`), so they are a fixed list.
 pub const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 
-/// One turn.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Message {
-    /// One of [`ROLES`].
-    pub role: String,
-    /// The caller's text.
-    pub content: String,
+/// What a template renders.
+#[derive(Debug, Clone, Copy)]
+pub struct Prompt<'a> {
+    /// The turns.
+    pub messages: &'a [Message],
+    /// Tools that the model may call, each `{"type": "function", "function": {…}}`.
+    pub tools: &'a [serde_json::Value],
+    /// Ends where the assistant begins to speak.
+    pub add_generation_prompt: bool,
+    /// Asks a thinking model to think, or not to; the template decides where this is `None`.
+    pub enable_thinking: Option<bool>,
 }
 
-impl Message {
-    /// A turn of any role.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
-    }
-
-    /// A turn of the user.
-    pub fn user(content: impl Into<String>) -> Self {
-        Self::new("user", content)
-    }
-
-    /// A turn of the assistant.
-    pub fn assistant(content: impl Into<String>) -> Self {
-        Self::new("assistant", content)
-    }
-
-    /// Instructions.
-    pub fn system(content: impl Into<String>) -> Self {
-        Self::new("system", content)
+impl<'a> Prompt<'a> {
+    /// Messages alone, up to where the assistant begins to speak.
+    pub fn new(messages: &'a [Message]) -> Self {
+        Self { messages, tools: &[], add_generation_prompt: true, enable_thinking: None }
     }
 }
 
@@ -98,6 +90,16 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// Whether the template shows tools to the model. One that does not would pass over them in silence.
+    pub fn shows_tools(&self) -> bool {
+        self.uses("tools")
+    }
+
+    /// Whether the template looks at a variable of this name.
+    pub fn uses(&self, variable: &str) -> bool {
+        environment::variables(&self.environment).contains(variable)
+    }
+
     /// Renders messages. The template sees the tokenizer's special tokens as `bos_token`, `eos_token`, ….
     ///
     /// # Errors
@@ -117,22 +119,44 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         roles: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Rendered> {
+        self.render_prompt_with_roles(&Prompt { add_generation_prompt, ..Prompt::new(messages) }, roles)
+    }
+
+    /// Renders messages and tools.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_prompt(&self, prompt: &Prompt<'_>, tokenizer: &Tokenizer) -> Result<Rendered> {
+        self.render_prompt_with_roles(prompt, tokenizer.roles())
+    }
+
+    fn render_prompt_with_roles<'a>(
+        &self,
+        prompt: &Prompt<'_>,
+        roles: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Rendered> {
+        let messages = prompt.messages;
         if let Some(message) = messages.iter().find(|m| !ROLES.contains(&m.role.as_str())) {
             let role: String = message.role.chars().take(60).collect();
             return Err(Error::Template(format!("role {role:?} is not known (expected one of {})", ROLES.join(", "))));
         }
-        let specials = Value::from_pairs(roles.into_iter().map(|(r, literal)| (r.to_owned(), literal.to_owned())));
-        let bytes: usize = messages.iter().map(|m| m.content.len()).sum();
+        let specials: Vec<(&str, &str)> = roles.into_iter().collect();
+        let tools = prompt.tools.iter().map(|tool| tool.to_string().len());
+        let bytes: usize = messages.iter().map(Message::bytes).chain(tools).sum();
         let render = |disguise: bool| {
-            let turns: Vec<Value> = messages
-                .iter()
-                .map(|m| {
-                    let content = if disguise { marks::disguise(&m.content) } else { m.content.clone() };
-                    context! { role => m.role.clone(), content => content }
-                })
-                .collect();
-            let context = context! { messages => turns, add_generation_prompt, ..specials.clone() };
-            environment::render(&self.environment, context, messages.len(), bytes)
+            let mut context: Vec<(&str, Value)> =
+                specials.iter().map(|&(role, literal)| (role, Value::from(literal))).collect();
+            let turns: Result<Vec<Value>> = messages.iter().map(|message| message.value(disguise)).collect();
+            context.push(("messages", Value::from(turns?)));
+            context.push(("add_generation_prompt", Value::from(prompt.add_generation_prompt)));
+            if !prompt.tools.is_empty() {
+                let tools: Result<Vec<Value>> =
+                    prompt.tools.iter().map(|tool| message::json_value("tools", tool, disguise, true)).collect();
+                context.push(("tools", Value::from(tools?)));
+            }
+            context.extend(prompt.enable_thinking.map(|on| ("enable_thinking", Value::from(on))));
+            let items = messages.len() + prompt.tools.len();
+            environment::render(&self.environment, Value::from_pairs(context), items, bytes)
         };
         let (text, untrusted) = marks::resolve(render(false)?, &render(true)?);
         Ok(Rendered { text, untrusted })

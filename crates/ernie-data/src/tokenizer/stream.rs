@@ -10,17 +10,26 @@ use super::Tokenizer;
 pub struct DecodeStream {
     tokenizer: Tokenizer,
     skip_special: bool,
+    /// Special tokens that are written out all the same.
+    shown: Vec<u32>,
     waiting: Vec<u8>,
 }
 
 impl DecodeStream {
     pub(super) fn new(tokenizer: Tokenizer, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, waiting: Vec::new() }
+        Self { tokenizer, skip_special, shown: Vec::new(), waiting: Vec::new() }
+    }
+
+    /// Writes these special tokens out too.
+    #[must_use]
+    pub fn showing(mut self, ids: impl IntoIterator<Item = u32>) -> Self {
+        self.shown.extend(ids);
+        self
     }
 
     /// Takes an id; gives the text that is whole now, if any.
     pub fn push(&mut self, id: u32) -> Option<String> {
-        if self.skip_special && self.tokenizer.is_special(id) {
+        if self.skip_special && self.tokenizer.is_special(id) && !self.shown.contains(&id) {
             return None;
         }
         self.waiting.extend_from_slice(self.tokenizer.token_bytes(id).unwrap_or("\u{FFFD}".as_bytes()));

@@ -123,13 +123,16 @@ pub(crate) fn pick(
             *logit += bias;
         }
     }
+    let mut trouble = None;
     if let Some(watcher) = watcher {
         watcher.mask(logits);
+        trouble = watcher.trouble().map(str::to_owned);
     }
     penalise(sampling, seen, logits);
     let (best, highest) = argmax(logits).ok_or("the model has an empty vocabulary")?;
     if highest == f32::NEG_INFINITY {
-        return Err("no token is allowed at this position: bias or grammar forbid all of them".into());
+        let forbidden = || "no token is allowed at this position: bias or grammar forbid all of them".into();
+        return Err(trouble.unwrap_or_else(forbidden));
     }
     if sampling.is_greedy() {
         return Ok(best);

@@ -24,4 +24,9 @@ pub trait Watcher: Send {
 
     /// Sees the id that was picked. It is not called for an end-of-sequence id that ends the request.
     fn accept(&mut self, id: u32) -> Verdict;
+
+    /// Why it forbade every id, if it did: one line for the caller.
+    fn trouble(&self) -> Option<&str> {
+        None
+    }
 }

@@ -3,21 +3,34 @@
 //! A [`Session`] owns an engine and runs one answer at a time: it renders the chat template, encodes (text of a caller
 //! never becomes a control token), decodes as tokens come (never half a character), ends at stop strings (never showing
 //! a part of one) and stops when told to. [`Conversation`] keeps the turns. It prints nothing.
+//!
+//! What a server needs beside it stands here too, and none of it knows of HTTP: answers of a given form ([`grammar`]),
+//! tools and their calls ([`tools`]), and the reasoning of thinking models ([`reasoning`]).
 
+mod gate;
+pub mod grammar;
 mod history;
+pub mod reasoning;
 mod stop;
 mod text;
+pub mod tools;
+mod watchers;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ernie_data::chat::{ChatTemplate, Message};
+use ernie_data::chat::{ChatTemplate, Message, Prompt};
 use ernie_data::tokenizer::Tokenizer;
 
+pub use gate::Gate;
+pub use grammar::{Grammar, GrammarCache, GrammarVocab};
 pub use history::{Conversation, Reply};
+pub use reasoning::{ReasoningForm, Split, Splitter};
 pub use stop::{MAX_STOP_BYTES, MAX_STOP_STRINGS, StopFilter};
 pub use text::{StopWatcher, TextStream};
+pub use tools::{CallForm, Delta, ToolChoice, ToolParser, Tools};
+pub use watchers::Watchers;
 
 use crate::engine::{Engine, Event, FinishReason, Generate, Request, Sampling, Usage};
 use crate::{Error, Result};
@@ -34,6 +47,8 @@ pub struct Options {
     pub sampling: Sampling,
     /// Strings that end the answer; they are not shown.
     pub stop: Vec<String>,
+    /// What the answer must be.
+    pub grammar: Option<Grammar>,
     /// Goes on when the model says that it is done.
     pub ignore_eos: bool,
     /// Another thread (a signal handler) sets it to end the answer at the next step.
@@ -42,7 +57,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_tokens: 256, sampling: Sampling::default(), stop: Vec::new(), ignore_eos: false, cancel: None }
+        Self {
+            max_tokens: 256,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            grammar: None,
+            ignore_eos: false,
+            cancel: None,
+        }
     }
 }
 
@@ -101,6 +123,29 @@ impl Session {
         &mut self.engine
     }
 
+    /// The chat template.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
+    /// Ids by which an answer ends: the model's own, and those that the tokenizer knows as the end of a turn.
+    pub fn end_ids(&self) -> Vec<u32> {
+        let mut ids: Vec<u32> = self.end_ids.iter().chain(self.engine.eos_ids()).copied().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// The vocabulary for grammars over this model.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] without a tokenizer, as [`GrammarVocab::new`].
+    pub fn grammar_vocab(&self) -> Result<GrammarVocab> {
+        let tokenizer = self.need_tokenizer()?;
+        let form = CallForm::detect(tokenizer, self.template.source());
+        GrammarVocab::new(tokenizer, self.engine.vocab_size(), &self.end_ids(), &form.tags())
+    }
+
     /// The tokenizer, if there is one.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()
@@ -116,8 +161,16 @@ impl Session {
     /// # Errors
     /// [`Error::Parameter`] without a tokenizer; [`Error::Data`] when the template refuses the messages.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        self.encode_prompt(&Prompt::new(messages))
+    }
+
+    /// The ids of a conversation with tools.
+    ///
+    /// # Errors
+    /// As [`Session::encode_chat`].
+    pub fn encode_prompt(&self, prompt: &Prompt<'_>) -> Result<Vec<u32>> {
         let tokenizer = self.need_tokenizer()?;
-        Ok(self.template.render(messages, true, tokenizer)?.encode(tokenizer)?)
+        Ok(self.template.render_prompt(prompt, tokenizer)?.encode(tokenizer)?)
     }
 
     /// The ids of a raw prompt. Control tokens written out are recognised: it is for one's own terminal, never for text
@@ -193,9 +246,14 @@ impl Session {
             stop_ids: self.end_ids.clone(),
             ..Generate::default()
         };
-        if let Some(stream) = stream.as_ref().filter(|_| !options.stop.is_empty()) {
-            generate.watcher = Some(Box::new(StopWatcher(stream.clone())));
+        let mut watchers = Watchers::default();
+        if let Some(grammar) = &options.grammar {
+            watchers.push(grammar.watcher());
         }
+        if let Some(stream) = stream.as_ref().filter(|_| !options.stop.is_empty()) {
+            watchers.push(Box::new(StopWatcher(stream.clone())));
+        }
+        generate.watcher = watchers.into_watcher();
         let request = self.engine.submit(Request::generate(prompt, generate))?;
 
         let mut ids = Vec::new();
@@ -250,6 +308,16 @@ impl Session {
             decode_s: usage.decode_s,
         })
     }
+}
+
+/// A text cut into pieces, for tests.
+#[cfg(test)]
+fn cut<'a>(text: &'a str, cuts: &[proptest::sample::Index]) -> Vec<&'a str> {
+    let ends: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
+    let mut cuts: Vec<usize> = cuts.iter().map(|cut| ends[cut.index(ends.len())]).collect();
+    cuts.extend([0, text.len()]);
+    cuts.sort_unstable();
+    cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect()
 }
 
 /// Shows more text; whether the reader has had enough.

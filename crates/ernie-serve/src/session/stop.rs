@@ -72,7 +72,7 @@ impl StopFilter {
 }
 
 /// Bytes of the longest end of `text` that is a beginning of `stop`, short of all of it.
-fn overlap(text: &str, stop: &str) -> usize {
+pub(super) fn overlap(text: &str, stop: &str) -> usize {
     let (text, stop) = (text.as_bytes(), stop.as_bytes());
     let longest = text.len().min(stop.len() - 1);
     (1..=longest).rev().find(|&n| text[text.len() - n..] == stop[..n]).unwrap_or(0)

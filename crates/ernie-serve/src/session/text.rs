@@ -33,6 +33,13 @@ impl TextStream {
         Ok(Self { decode: tokenizer.stream(), filter, stop_ids, stopped: false })
     }
 
+    /// Shows these tokens, though they are special: tags of calls and of reasoning, which are looked for in the text.
+    #[must_use]
+    pub fn showing(mut self, tokenizer: &Tokenizer, tags: &[&str]) -> Self {
+        self.decode = self.decode.showing(tags.iter().filter_map(|tag| tokenizer.id_of(tag)));
+        self
+    }
+
     /// Takes an id; gives the text that is whole and safe now, often none.
     pub fn push(&mut self, id: u32) -> String {
         if self.stopped {

@@ -49,6 +49,7 @@ impl SamplingOptions {
                 ..Sampling::default()
             },
             stop: self.stop.clone(),
+            grammar: None,
             ignore_eos: self.ignore_eos,
             cancel: None,
         }
