@@ -40,6 +40,8 @@ mod activations;
 mod buffer;
 mod encode;
 pub mod float;
+#[cfg(target_arch = "x86_64")]
+mod float_amx;
 pub(crate) mod float_blocks;
 pub(crate) mod float_pack;
 mod float_tile;
