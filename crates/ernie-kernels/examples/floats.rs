@@ -2,7 +2,7 @@
 //!
 //! Run with: `cargo run --release -p ernie-kernels --example floats`
 //!
-//! Prints GFLOP/s and the share of the multiply-add peak for the shapes of the 0.3B model and of training, then GB/s of one
+//! Prints GFLOP/s and the share of the f32 multiply-add peak for the shapes of the 0.3B model and of training, then GB/s of one
 //! row by weights larger than the last-level cache, beside a reader that prefetches, the two in turns. Medians; with `--best`
 //! the best runs, for a busy machine.
 #![allow(clippy::print_stdout, reason = "a program that prints")]
@@ -153,7 +153,7 @@ fn main() {
     let share =
         |flops: f64, seconds: f64| format!("{:4.0} ({:2.0}%)", flops / seconds / 1e9, flops / seconds / peak * 100.0);
 
-    println!("\npacked weights, GFLOP/s (share of peak)   [rows x in x out]      f32          bf16         f16");
+    println!("\npacked weights, GFLOP/s (share of f32 peak)   [rows x in x out]      f32          bf16         f16");
     for (k, n) in [(1024, 2560), (2048, 1024), (1024, 6144), (3072, 1024)] {
         let kinds = [Float::F32, Float::Bf16, Float::F16].map(|float| packed(float, &big, n, k));
         for rows in [512, 16, 4] {

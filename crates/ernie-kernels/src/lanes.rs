@@ -502,9 +502,14 @@ macro_rules! with_lanes {
 
             match isa.level() {
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: an `Isa` of this level exists only after the processor was found to have all its features; the
-                // rest is the caller's contract.
-                $crate::Level::Avx512 | $crate::Level::Avx512Vnni | $crate::Level::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                $crate::Level::Avx512
+                | $crate::Level::Avx512Vnni
+                | $crate::Level::Avx512Bf16
+                | $crate::Level::Amx => {
+                    // SAFETY: an `Isa` of this level exists only after the processor was found to have all its features; the
+                    // rest is the caller's contract.
+                    unsafe { avx512($($arg),*) }
+                }
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 $crate::Level::Avx2 => unsafe { avx2($($arg),*) },

@@ -21,13 +21,16 @@ pub enum Level {
     Avx512Vnni,
     /// And AVX-512 BF16: dot products of pairs of bfloat16.
     Avx512Bf16,
+    /// And AMX with bytes and bfloat16: products of small matrices in tile registers, where the operating system lends them.
+    Amx,
 }
 
 impl Level {
     /// All levels, in rising order; each has everything that those before it have.
-    pub const ALL: [Level; 5] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16];
+    pub const ALL: [Level; 6] =
+        [Level::Scalar, Level::Avx2, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16, Level::Amx];
 
-    /// The name used in settings and reports: `scalar`, `avx2`, `avx512`, `avx512vnni` or `avx512bf16`.
+    /// The name used in settings and reports: `scalar`, `avx2`, `avx512`, `avx512vnni`, `avx512bf16` or `amx`.
     pub fn name(self) -> &'static str {
         match self {
             Level::Scalar => "scalar",
@@ -35,6 +38,7 @@ impl Level {
             Level::Avx512 => "avx512",
             Level::Avx512Vnni => "avx512vnni",
             Level::Avx512Bf16 => "avx512bf16",
+            Level::Amx => "amx",
         }
     }
 
@@ -75,6 +79,12 @@ impl Isa {
         Isa(level())
     }
 
+    /// The highest level of this machine, whatever is forced.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn best() -> Self {
+        Isa(best())
+    }
+
     pub(crate) fn level(self) -> Level {
         self.0
     }
@@ -98,12 +108,64 @@ fn detect() -> Level {
     let avx2 = has!("avx2") && has!("fma") && has!("f16c") && has!("bmi1") && has!("bmi2");
     let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
     match (avx2, avx512, has!("avx512vnni"), has!("avx512bf16")) {
+        (true, true, true, true) if tiles() => Level::Amx,
         (true, true, true, true) => Level::Avx512Bf16,
         (true, true, true, false) => Level::Avx512Vnni,
         (true, true, false, _) => Level::Avx512,
         (true, false, _, _) => Level::Avx2,
         _ => Level::Scalar,
     }
+}
+
+/// Whether there are tile registers with products of bytes and of bfloat16, and this process may use them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn tiles() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+
+    /// AMX-BF16, AMX-TILE and AMX-INT8 in leaf 7, register edx.
+    const FEATURES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    /// Tile configuration and tile data in the register that says what the system saves for a process.
+    const STATES: u64 = 1 << 17 | 1 << 18;
+
+    #[target_feature(enable = "xsave")]
+    fn states() -> u64 {
+        // SAFETY: register 0 exists wherever the instruction does, which the feature promises.
+        unsafe { _xgetbv(0) }
+    }
+
+    /// Asks Linux for the tile data, whose room it gives a thread when it first touches them. The answer holds for all threads of
+    /// the process, those that run already included.
+    fn lent() -> bool {
+        const ARCH_PRCTL: u64 = 158;
+        const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+        const TILE_DATA: u64 = 18;
+        let refused: u64;
+        // SAFETY: the system call takes two numbers and changes no memory of ours; the registers that calls change are named.
+        unsafe {
+            std::arch::asm!(
+                "syscall",
+                inlateout("rax") ARCH_PRCTL => refused,
+                in("rdi") ARCH_REQ_XCOMP_PERM,
+                in("rsi") TILE_DATA,
+                lateout("rcx") _,
+                lateout("r11") _,
+                options(nostack),
+            );
+        }
+        refused == 0
+    }
+
+    // The leaves exist on every processor that has AVX-512, and `xgetbv` where the system uses it (bit 27 of leaf 1).
+    // SAFETY: every x86-64 processor has `cpuid`.
+    #[allow(unused_unsafe, reason = "a safe function in later versions of Rust")]
+    let (saves, features) = unsafe { (__cpuid(1).ecx & 1 << 27 != 0, __cpuid_count(7, 0).edx) };
+    // SAFETY: the instruction was just found.
+    saves && features & FEATURES == FEATURES && unsafe { states() } & STATES == STATES && lent()
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn tiles() -> bool {
+    false
 }
 
 #[cfg(not(target_arch = "x86_64"))]

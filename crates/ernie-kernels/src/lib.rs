@@ -33,6 +33,8 @@ mod simd;
 mod lanes;
 
 pub mod adamw;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 pub mod cross_entropy;
 pub mod elementwise;

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Random, close, each_level, same};
 use ernie_kernels::packed::float::{Float, Panels};
-use ernie_kernels::{Level, reference};
+use ernie_kernels::{Level, reference, with_level};
 use half::{bf16, f16};
 
 const KINDS: [Float; 3] = [Float::F32, Float::F16, Float::Bf16];
@@ -33,7 +33,7 @@ fn packed(float: Float, w: &[f32], outs: usize, k: usize) -> Panels {
 
 /// The input as a level's products by these weights see it.
 fn seen(float: Float, level: Level, x: &[f32]) -> Vec<f32> {
-    let rounds = float == Float::Bf16 && level == Level::Avx512Bf16;
+    let rounds = float == Float::Bf16 && level >= Level::Avx512Bf16;
     x.iter().map(|&x| if rounds { bf16::from_f32(x).to_f32() } else { x }).collect()
 }
 
@@ -68,7 +68,8 @@ fn a_row_alone_gives_the_bits_it_gives_in_a_batch() {
                 let panels = packed(float, &w, outs, k);
                 let mut together = vec![0.0; rows * outs];
                 panels.multiply(&x, &mut together);
-                for (start, len) in [(0, 1), (299, 1), (5, 2), (7, 3), (2, 9), (9, 16), (30, 17), (100, 150)] {
+                for (start, len) in [(0, 1), (299, 1), (5, 2), (7, 3), (2, 9), (9, 16), (30, 17), (40, 33), (100, 150)]
+                {
                     let mut apart = vec![0.0; len * outs];
                     panels.multiply(&x[start * k..(start + len) * k], &mut apart);
                     let what = format!("{float:?} {k}x{outs} rows {start}+{len} at {level}");
@@ -86,7 +87,7 @@ fn the_sum_is_one_chain_in_the_order_of_k() {
         let (rows, k, outs) = (19, 1111, 37);
         let (x, w) = (random.floats(rows * k), random.floats(outs * k));
         for float in KINDS {
-            if float == Float::Bf16 && level == Level::Avx512Bf16 {
+            if float == Float::Bf16 && level >= Level::Avx512Bf16 {
                 continue;
             }
             let mut y = vec![0.0; rows * outs];
@@ -101,6 +102,33 @@ fn the_sum_is_one_chain_in_the_order_of_k() {
             same(&y, &expected, &format!("{float:?} at {level}"));
         }
     });
+}
+
+#[test]
+fn products_in_tiles_sum_even_and_odd_k_of_32() {
+    let run = || {
+        let mut random = Random(6);
+        for (rows, k, outs) in [(1, 32, 16), (3, 1, 1), (16, 64, 70), (17, 95, 16), (33, 1111, 37), (70, 1600, 33)] {
+            let (x, w) = (random.floats(rows * k), random.floats(outs * k));
+            let mut y = vec![f32::NAN; rows * outs];
+            packed(Float::Bf16, &w, outs, k).multiply(&x, &mut y);
+            let (x, w) =
+                (seen(Float::Bf16, Level::Amx, &x), w.iter().map(|&w| stored(Float::Bf16, w)).collect::<Vec<_>>());
+            let output = |t: usize, o: usize| {
+                (0..k).step_by(32).fold(0.0_f32, |sum, first| {
+                    let mut halves = [0.0_f32; 2];
+                    for l in first..(first + 32).min(k) {
+                        halves[l % 2] += x[t * k + l] * w[o * k + l];
+                    }
+                    sum + (halves[0] + halves[1])
+                })
+            };
+            let expected: Vec<f32> = (0..rows * outs).map(|i| output(i / outs, i % outs)).collect();
+            same(&y, &expected, &format!("{rows}x{k}x{outs}"));
+        }
+    };
+    // Where there are no tiles, there is nothing to see.
+    let _ = with_level(Level::Amx, run);
 }
 
 #[test]

@@ -30,9 +30,9 @@ pub struct Limits {
     pub read_gb_per_s: f64,
     /// Fused multiply-adds of f32, two operations each, in 10⁹ a second.
     pub f32_gflop_per_s: f64,
-    /// Products of bf16 pairs summed in f32 (`vdpbf16ps`); `None` where there is no such instruction.
+    /// Products of bf16 summed in f32 (in tiles, `tdpbf16ps`, or vectors, `vdpbf16ps`); `None` where there is no such instruction.
     pub bf16_gflop_per_s: Option<f64>,
-    /// Products of int8 fours summed in i32 (`vpdpbusd`); `None` where there is no such instruction.
+    /// Products of int8 summed in i32 (in tiles, `tdpbssd`, or vectors, `vpdpbusd`); `None` where there is no such instruction.
     pub int8_gop_per_s: Option<f64>,
 }
 

@@ -1,6 +1,9 @@
 //! The loops of [`super::Limits`] in the widest instructions of an x86-64 processor.
 
 use super::{Loops, SUMS};
+use crate::Level;
+use crate::amx::{self, Tiles};
+use crate::level::Isa;
 use std::arch::is_x86_feature_detected as has;
 use std::arch::x86_64::*;
 use std::hint::black_box;
@@ -29,6 +32,10 @@ pub(super) fn loops(plain: Loops) -> Loops {
             // SAFETY: the features were just found.
             loops.int8 = Some(|rounds| unsafe { int8_512(rounds) });
         }
+    }
+    if Isa::best().level() == Level::Amx {
+        loops.bf16 = Some(bf16_tiles);
+        loops.int8 = Some(int8_tiles);
     }
     loops
 }
@@ -74,6 +81,41 @@ fn int8_512(rounds: usize) -> f64 {
     let (a, b) = (_mm512_set1_epi8(black_box(3)), _mm512_set1_epi8(black_box(-1)));
     on_sums!(rounds, _mm512_setzero_si512(), |sum| _mm512_dpbusd_epi32(sum, a, b));
     (rounds * SUMS * 64 * 2) as f64
+}
+
+/// Runs products of whole tiles, into four of sums: a quarter as many as there are `rounds`, because one takes some sixteen cycles.
+macro_rules! on_tiles {
+    ($rounds:expr, $dot:ident, $bytes:expr) => {{
+        let products = $rounds / 16 * 4;
+        let _tiles = Tiles::shape(Isa::best(), amx::ROWS, 16);
+        // SAFETY: tiles were just shaped, and all of them are given a value before they are used.
+        unsafe {
+            let zeros = [0_u8; 64 * amx::ROWS];
+            amx::load::<4>(zeros.as_ptr(), 64);
+            amx::load::<5>(zeros.as_ptr(), 64);
+            amx::load::<6>(zeros.as_ptr(), 64);
+            amx::load::<7>(zeros.as_ptr(), 64);
+            amx::zero::<0>();
+            amx::zero::<1>();
+            amx::zero::<2>();
+            amx::zero::<3>();
+            for _ in 0..products / 4 {
+                amx::$dot::<0, 4, 6>();
+                amx::$dot::<1, 4, 7>();
+                amx::$dot::<2, 5, 6>();
+                amx::$dot::<3, 5, 7>();
+            }
+        }
+        (products * amx::ROWS * 16 * (64 / $bytes) * 2) as f64
+    }};
+}
+
+fn bf16_tiles(rounds: usize) -> f64 {
+    on_tiles!(rounds, dot_bf16, 2)
+}
+
+fn int8_tiles(rounds: usize) -> f64 {
+    on_tiles!(rounds, dot_bytes, 1)
 }
 
 /// Words of a block: four cache lines.

@@ -2,8 +2,11 @@
 //!
 //! `y = x · Wᵀ` for one row of `x` as for thousands, from the same panels and with the same bits: each output is one accumulator
 //! to which every `k` adds one (fused, where the level can) product, in rising order. Weights of 16 bits are widened, exactly,
-//! in registers or a block at a time; `x` stays f32. [`Level::Avx512Bf16`] alone defines bf16 products otherwise: there `x` is
-//! rounded to bf16 (nearest, ties to even) and `vdpbf16ps` adds pairs of `k` in rising order.
+//! in registers or a block at a time; `x` stays f32. From [`Level::Avx512Bf16`] on bf16 products are defined otherwise: `x` is
+//! rounded to bf16 (nearest, ties to even), and `vdpbf16ps` adds pairs of `k` in rising order, or at [`Level::Amx`] `tdpbf16ps`
+//! adds 32 `k` at a time: their even and their odd products, each summed in rising order, and the two sums added to each other first.
+//! In both subnormal numbers count as zeros. That aside, an output is within `(k + 1) 2^-24 Σ|x w|` of the exact sum over the rounded `x`, or
+//! at [`Level::Amx`] within `(k / 32 + 18) 2^-24 Σ|x w|`.
 //!
 //! # Layout
 //! Panel after panel of sixteen outputs, the last one filled up with zeros. A panel is k-major, 64 bytes a step: sixteen f32 of
@@ -12,7 +15,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Scratch};
 use super::float_blocks::{self, Left, Shape, cut};
 use super::float_pack;
 use super::float_tile::{Block, STEP, WIDTH, run_brains, run_halves, run_words};
@@ -22,6 +25,9 @@ use crate::pool::{self, Shared};
 
 /// Up to so many rows, weights of 16 bits are widened in registers; beyond, a block of them is widened once for all rows.
 const WIDEN_FROM: usize = 17;
+
+/// Rows of memory after rounded input, so that a tile of sixteen rows that begins in the input may end behind it.
+const SPARE: usize = 15;
 
 /// Rows of input, elements of the inner dimension, and outputs that are gone through together: input and weights share the
 /// second-level cache.
@@ -169,12 +175,11 @@ pub(crate) fn widen_row(float: Float, panels: &[u8], output: usize, out: &mut [f
 }
 
 /// Rows of input, with what some levels make of them, once, when the first product asks for it.
-#[derive(Debug)]
 pub(crate) struct Input<'a> {
     x: &'a [f32],
     rows: usize,
     k: usize,
-    pairs: OnceLock<Vec<u32>>,
+    pairs: OnceLock<Scratch>,
 }
 
 impl<'a> Input<'a> {
@@ -189,26 +194,34 @@ impl<'a> Input<'a> {
 
     /// Readies what products by `float` weights need, with all threads; else the first product does it on one.
     pub(crate) fn prepare(&self, isa: Isa, float: Float) {
-        if float == Float::Bf16 && isa.level() == Level::Avx512Bf16 {
+        if float == Float::Bf16 && isa.level() >= Level::Avx512Bf16 {
             self.pairs(isa);
         }
     }
 
-    /// The rows rounded to bf16, `ceil(k / 2)` pairs each.
+    /// Words from a row of pairs to the next: whole cache lines and one more, because rows whose distance is a power of two would
+    /// fight for the same places of a cache.
+    fn stride(&self) -> usize {
+        self.k.div_ceil(2).next_multiple_of(WIDTH) + WIDTH
+    }
+
+    /// The rows rounded to bf16, `ceil(k / 2)` pairs each, [`Self::stride`] apart; then [`SPARE`] rows of anything.
     fn pairs(&self, isa: Isa) -> &[u32] {
-        self.pairs.get_or_init(|| {
-            let width = self.k.div_ceil(2);
-            let mut pairs = vec![0; self.rows * width];
+        let pairs = self.pairs.get_or_init(|| {
+            let (width, stride) = (self.k.div_ceil(2), self.stride());
+            let mut pairs = Scratch::new((self.rows + SPARE) * stride * size_of::<u32>());
             if width > 0 {
-                pool::pieces(&mut pairs, width * pool::grain_rows(width), |at, pairs| {
-                    let rows = self.x[at / width * self.k..].chunks_exact(self.k);
-                    for (row, pairs) in rows.zip(pairs.chunks_exact_mut(width)) {
-                        float_pack::round_bf16(isa, row, pairs);
+                let words: &mut [u32] = bytemuck::cast_slice_mut(pairs.bytes_mut());
+                pool::pieces(&mut words[..self.rows * stride], stride * pool::grain_rows(width), |at, pairs| {
+                    let rows = self.x[at / stride * self.k..].chunks_exact(self.k);
+                    for (row, pairs) in rows.zip(pairs.chunks_exact_mut(stride)) {
+                        float_pack::round_bf16(isa, row, &mut pairs[..width]);
                     }
                 });
             }
             pairs
-        })
+        });
+        bytemuck::cast_slice(pairs.bytes())
     }
 }
 
@@ -238,12 +251,15 @@ pub(crate) unsafe fn run(
     if rows == 0 || outputs.is_empty() {
         return;
     }
-    let pairs = float == Float::Bf16 && isa.level() == Level::Avx512Bf16;
-    // The kernel, its input, and the length of the inner dimension in steps of the input.
-    let (x, k) = if pairs { (input.pairs(isa).as_ptr().cast(), k.div_ceil(2)) } else { (x.as_ptr(), k) };
+    let pairs = float == Float::Bf16 && isa.level() >= Level::Avx512Bf16;
+    // The kernel, its input and the distance of its rows, and the length of the inner dimension in steps of the input.
+    let (x, xs, k) =
+        if pairs { (input.pairs(isa).as_ptr().cast(), input.stride(), k.div_ceil(2)) } else { (x.as_ptr(), k, k) };
     let kernel = match float {
         Float::F32 => run_words,
         Float::F16 => run_halves,
+        #[cfg(target_arch = "x86_64")]
+        Float::Bf16 if isa.level() == Level::Amx => super::float_amx::run_tiles,
         #[cfg(target_arch = "x86_64")]
         Float::Bf16 if pairs => super::float_tile::run_pairs,
         Float::Bf16 => run_brains,
@@ -270,8 +286,8 @@ pub(crate) unsafe fn run(
                 // are inside. These columns are this caller's.
                 unsafe {
                     let block = Block {
-                        x: x.add(some.start * k + ks.start),
-                        xs: k,
+                        x: x.add(some.start * xs + ks.start),
+                        xs,
                         rows: some.len(),
                         w: panels.as_ptr().add(outputs.start / WIDTH * panel_bytes + ks.start * STEP),
                         ws: panel_bytes,

@@ -371,7 +371,7 @@ pub(crate) use pairs::run_pairs;
 
 #[cfg(target_arch = "x86_64")]
 mod pairs {
-    //! Products of pairs of bf16 that stay pairs: [`Level::Avx512Bf16`]'s own definition of a bf16 product.
+    //! Products of pairs of bf16 that stay pairs: [`Level::Avx512Bf16`]'s own definition of a bf16 product (tile registers have theirs).
     use std::arch::x86_64::*;
 
     use super::{Block, Tile, Words, block};

@@ -441,7 +441,7 @@ mod plain {
 pub(super) fn block_rows(isa: Isa) -> (&'static [usize], usize) {
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni | Level::Avx512Bf16 => (&[4, 2, 1], 3),
+        Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => (&[4, 2, 1], 3),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 | Level::Avx2 => (&[4, 1], 1),
         _ => (&[1], 1),
@@ -452,7 +452,7 @@ pub(super) fn block_rows(isa: Isa) -> (&'static [usize], usize) {
 pub(super) fn kernel(isa: Isa, shape: Shape, m: usize, n: usize, steps: usize) -> Kernel {
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni | Level::Avx512Bf16 => vnni::kernel(shape, m, n, steps),
+        Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => vnni::kernel(shape, m, n, steps),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => wide::kernel(shape, m, n, steps),
         #[cfg(target_arch = "x86_64")]
@@ -465,7 +465,7 @@ pub(super) fn kernel(isa: Isa, shape: Shape, m: usize, n: usize, steps: usize) -
 pub(super) fn spreading(isa: Isa, shape: Shape) -> Spreader {
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni | Level::Avx512Bf16 => vnni::spread(shape),
+        Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => vnni::spread(shape),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => wide::spread(shape),
         #[cfg(target_arch = "x86_64")]
@@ -478,7 +478,7 @@ pub(super) fn spreading(isa: Isa, shape: Shape) -> Spreader {
 pub(super) fn widening(isa: Isa) -> Widen {
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni | Level::Avx512Bf16 => vnni::widen(),
+        Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => vnni::widen(),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => wide::widen(),
         #[cfg(target_arch = "x86_64")]
