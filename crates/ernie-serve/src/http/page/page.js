@@ -132,12 +132,11 @@ function download(chats) {
 
 // ---- Markdown as DOM nodes
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`\s]*)[^`]*$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)(?:\s+#+)?\s*$/;
+const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
+const HEADING = /^ {0,3}(#{1,6})\s(.*)$/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])( {1,4}(?! )| +|$)/;
-const DELIMITER = /^ {0,3}\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$/;
 const indent = line => line.length - line.trimStart().length;
 /** Whether a line ends the fence that `mark` opened. */
 const closes = (line, mark) => indent(line) < 4 && line.trim().length >= mark.length && !line.trim().replaceAll(mark[0], '');
@@ -151,7 +150,10 @@ function blocks(text) {
   let at = 0; // the offset of line i
   const step = () => { at += lines[i].length + 1; return lines[i++]; };
   const filled = () => i < lines.length && lines[i].trim() !== '';
-  const table = () => lines[i].includes('|') && DELIMITER.test(lines[i + 1] ?? '') && cells(lines[i]).length === cells(lines[i + 1]).length;
+  const table = () => {
+    const sides = lines[i].includes('|') ? cells(lines[i + 1] ?? '') : [];
+    return sides.length === cells(lines[i]).length && sides.every(side => /^:?-+:?$/.test(side));
+  };
   const opens = () => [FENCE, HEADING, RULE, QUOTE, ITEM].some(form => form.test(lines[i])) || table();
   while (i < lines.length) {
     if (!filled()) { step(); continue; }
@@ -160,11 +162,11 @@ function blocks(text) {
     let match;
     if ((match = FENCE.exec(lines[i]))) {
       step();
-      Object.assign(block, { kind: 'code', mark: match[1], name: match[2], body: at });
+      Object.assign(block, { kind: 'code', mark: match[1], name: match[2].trim().split(/\s/)[0], body: at });
       while (i < lines.length && !closes(lines[i], block.mark)) block.lines.push(step());
       block.closed = i < lines.length && !!step();
     } else if ((match = HEADING.exec(lines[i]))) {
-      Object.assign(block, { kind: 'h' + Math.min(6, match[1].length + 2), lines: [match[2]] });
+      Object.assign(block, { kind: 'h' + Math.min(6, match[1].length + 2), lines: [match[2].trim()] });
       step();
     } else if (RULE.test(lines[i])) {
       block.kind = 'hr';
@@ -203,27 +205,33 @@ function blocks(text) {
   return found;
 }
 
+const RIGHT_TO_LEFT = /^\P{L}*[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
+
+/** Sets the direction that the text of `node` has; `dir=auto` would look through all of it again with each new child. */
+function directed(node, text = node.textContent) {
+  node.dir = RIGHT_TO_LEFT.test(text) ? 'rtl' : 'ltr';
+  return node;
+}
+
 /** One block as a node; `depth` bounds what is nested in what. */
 function build({ kind, name, start, items, lines }, depth = 0) {
-  const node = () => el(kind, { dir: 'auto' });
   switch (kind) {
     case 'hr': return el('hr');
     case 'code': return codeBox(name, lines.join('\n'));
-    case 'blockquote': return fill(node(), lines, depth);
+    case 'blockquote': return directed(fill(el(kind), lines, depth));
     case 'ul': case 'ol': {
-      const list = node();
+      const list = el(kind, {}, ...items.map(item => listItem(item, depth)));
       if (kind === 'ol') list.start = start;
-      list.append(...items.map(item => listItem(item, depth)));
-      return list;
+      return directed(list);
     }
     case 'table': {
       const sides = cells(lines[1]).map(cell => !cell.endsWith(':') ? '' : cell.startsWith(':') ? 'mid' : 'end');
       const row = (line, tag) => el('tr', {}, ...cells(line).slice(0, sides.length)
-        .map((cell, i) => inline(el(tag, { className: sides[i], dir: 'auto' }), cell)));
+        .map((cell, i) => directed(inline(el(tag, { className: sides[i] }), cell))));
       return el('div', { className: 'table' }, el('table', {},
         el('thead', {}, row(lines[0], 'th')), el('tbody', {}, ...lines.slice(2).map(line => row(line, 'td')))));
     }
-    default: return inline(node(), lines.join('\n'));
+    default: return directed(inline(el(kind), lines.join('\n')));
   }
 }
 
@@ -234,7 +242,7 @@ function fill(parent, lines, depth) {
 }
 
 function listItem({ lines }, depth) {
-  const node = fill(el('li', { dir: 'auto' }), lines, depth);
+  const node = fill(el('li'), lines, depth);
   const first = node.firstChild;
   if (first?.tagName === 'P') first.replaceWith(...first.childNodes); // a short item needs no paragraph
   return node;
@@ -244,14 +252,13 @@ function codeBox(name, text) {
   const code = el('code', {}, document.createTextNode(text));
   return el('div', { className: 'code' },
     el('div', { className: 'code-head' }, el('span', {}, name), copyButton('Copy the code', () => code.textContent)),
-    el('pre', { tabIndex: 0, role: 'region', ariaLabel: `Code ${name}` }, code));
+    el('pre', { tabIndex: 0 }, code));
 }
 
-const SPECIAL = /[\\`*_~[!]|https?:\/\//g;
+const SPECIAL = /[\\`*_[!]|https?:\/\//g;
 const LINK = /!?\[([^[\]\n]{0,500})\]\(\s*<?([^\s<>()]*(?:\([^\s<>()]*\)[^\s<>()]*)*)>?(?:\s+"[^"\n]*")?\s*\)/y;
 const URL_TEXT = /https?:\/\/[^\s<>"`|\\^{}\u3000-\u303f\uff00-\uffef]*[^\s<>"`|\\^{}\u3000-\u303f\uff00-\uffef.,;:!?'*_~()[\]]\/?/y;
-const MARKS = /`+|\*+|_+|~+/y;
-const REACH = 4000; // how far the end of a mark is looked for: no text makes this slow
+const MARKS = /`+|\*+|_+/y;
 const WORD = /[\p{L}\p{N}_]/u;
 
 function sticky(pattern, text, at) {
@@ -275,8 +282,8 @@ function inline(parent, text, depth = 0) {
     if (end >= 0) {
       const inner = text.slice(next, end);
       next = end + marks.length;
-      if (marks[0] === '`') node = el('code', {}, inner.replace(/^ (.*\S.*) $/s, '$1'));
-      else node = inline(el(marks[0] === '~' ? 'del' : marks.length === 2 ? 'strong' : 'em'), marks.length === 3 ? `**${inner}**` : inner, depth + 1);
+      if (marks[0] === '`') node = el('code', {}, /^ [^]* $/.test(inner) ? inner.slice(1, -1) : inner);
+      else node = inline(el(marks.length === 2 ? 'strong' : 'em'), marks.length === 3 ? `**${inner}**` : inner, depth + 1);
     } else if (match) {
       node = match[1] === undefined ? link(match[0], match[0]) : link(match[2], inline(el('span'), match[1] || match[2], 6));
       next = at + match[0].length;
@@ -294,14 +301,14 @@ function inline(parent, text, depth = 0) {
   return parent;
 }
 
-/** Where the run of marks at `at` is closed, or -1. */
+/** Where the run of marks at `at` is closed, or -1; of the next 40 runs, so that no text makes this slow. */
 function closer(text, at, marks) {
   const [mark] = marks;
   const from = at + marks.length;
   const code = mark === '`';
-  if (!code && (marks.length > 3 || (mark === '~' && marks.length !== 2) || !/\S/.test(text[from] ?? ''))) return -1;
+  if (!code && (marks.length > 3 || !/\S/.test(text[from] ?? ''))) return -1;
   if (mark === '_' && WORD.test(text[at - 1] ?? '')) return -1;
-  for (let end = from; (end = text.indexOf(marks, end)) >= 0 && end - from < REACH;) {
+  for (let end = from, tries = 0; tries < 40 && (end = text.indexOf(marks, end)) >= 0; tries++) {
     const { length } = sticky(MARKS, text, end)[0];
     const close = end + length - marks.length;
     const fits = length === marks.length || (!code && length === 3);
@@ -320,8 +327,8 @@ function link(address, label) {
 }
 
 /**
- * Markdown that grows. Blocks, and items of a list, that can change no more stay as they are; what comes after them is built
- * anew, and text inside a fence is appended: the work follows the length of the text and not its square.
+ * Markdown that grows. Blocks and items of a list that can change no more stay; what comes after them is built anew, and
+ * text inside a fence is appended: the work follows the length of the text and not its square.
  */
 class Growing {
   constructor(root, onBlock) {
@@ -342,6 +349,7 @@ class Growing {
       let node = list;
       if (i === 0 && list && block.items) {
         list.append(...block.items.map(item => listItem(item, 0)));
+        directed(list, list.firstChild.textContent);
       } else {
         if (i === 0 && list && !list.firstChild) list.remove();
         node = this.root.appendChild(build(block));
@@ -450,7 +458,6 @@ function showState(state, text) {
   $('state').textContent = text;
 }
 
-let attempt = 0; // of connecting; a newer one ends the older
 
 /** Waits until the server is ready; `tell` hears once a second what it says. */
 async function untilReady(signal, tell = () => {}) {
@@ -476,9 +483,8 @@ async function loadModels(signal) {
 
 /** Finds the server and its models, however long that takes; false where it needs a key. */
 async function connect() {
-  const mine = ++attempt;
   showState('wait', 'connecting');
-  while (mine === attempt) {
+  for (;;) {
     try {
       await untilReady();
       await loadModels();
@@ -489,7 +495,6 @@ async function connect() {
     }
     await pause(3000);
   }
-  return false; // a newer attempt goes on
 }
 
 // ---- one answer as it streams
@@ -506,7 +511,7 @@ async function answer(asked) {
   const now = live = { chat, node, asked, control: new AbortController(), view: null, say: '', pieces: 0, begun: 0, first: 0, last: 0 };
   show();
   speak('Waiting for the answer.');
-  const saving = setInterval(() => now.pieces && keep(now.chat), 3000);
+  const saving = setInterval(() => now.pieces && keep(now.chat), 2000);
   let fault = null;
   try {
     await insist(now);
@@ -630,7 +635,7 @@ function show(following = true) {
   setIcon($('send'), live ? 'stop' : 'send');
   setSend();
   if (!live && nodes.at(-1)?.role === 'user' && $('fault').hidden) showFault('This message has no answer yet.', nodes.at(-1));
-  if (following) follow(true);
+  follow(following);
 }
 
 const setSend = () => { $('send').disabled = !live && !$('say').value.trim(); };
@@ -736,9 +741,8 @@ function answerView(node) {
     if (busy() && begun < notBefore) return void requestAnimationFrame(frame);
     asleep = true;
     if (!busy()) return;
-    const atEnd = isAtEnd();
     draw();
-    follow(atEnd);
+    follow();
     const ended = performance.now();
     notBefore = ended + 5 * (ended - begun);
   };
@@ -752,11 +756,8 @@ function answerView(node) {
   return { node, root, changed };
 }
 
-function callBox({ name, args }) {
-  let shown = args;
-  try { shown = JSON.stringify(JSON.parse(args), null, 2); } catch { /* cut off, or still on its way */ }
-  return el('div', { className: 'call' }, el('p', {}, 'Calls the tool ', el('b', {}, name)), el('pre', {}, shown));
-}
+const callBox = ({ name, args }) =>
+  el('div', { className: 'call' }, el('p', {}, 'Calls the tool ', el('b', {}, name)), el('pre', {}, args));
 
 const figure = new Intl.NumberFormat('en', { maximumSignificantDigits: 3 });
 
@@ -797,11 +798,14 @@ async function copy(text) {
   return done;
 }
 
+let pinned = true; // the newest text stays in sight; scrolling up lets go of it
+
 const isAtEnd = () => $('scroll').scrollHeight - $('scroll').scrollTop - $('scroll').clientHeight < 60;
 
-function follow(atEnd) {
-  if (atEnd) $('scroll').scrollTop = $('scroll').scrollHeight;
-  $('latest').hidden = isAtEnd();
+function follow(pin = pinned) {
+  pinned = pin;
+  if (pinned) $('scroll').scrollTop = $('scroll').scrollHeight;
+  $('latest').hidden = pinned || isAtEnd();
 }
 
 /** Says something to a screen reader. */
@@ -816,16 +820,12 @@ function showFault(text = '', asked = null) {
   $('fault').replaceChildren(el('span', {}, text), plainButton('Try again', () => { answer(asked); home(); }));
 }
 
-let noticeTimer;
-
 /** One line above the message box, with at most one thing to do. */
 function notice(text, label, action) {
   const close = () => { $('notice').hidden = true; };
   const button = label ? plainButton(label, () => { close(); action(); }) : '';
   $('notice').replaceChildren(el('span', {}, text), button, iconButton('close', 'Close', close));
   $('notice').hidden = false;
-  clearTimeout(noticeTimer);
-  noticeTimer = setTimeout(close, 20000);
 }
 
 // ---- what a person can do
@@ -861,6 +861,7 @@ function openChat(id) {
 }
 
 function visit(id) {
+  $('notice').hidden = true;
   openChat(id);
   if (narrow.matches) panel('chats', false);
   home();
@@ -881,7 +882,7 @@ function deleteChat(id) {
 function renameChat(id, row) {
   const named = chatOf(id);
   if (!named) return;
-  const box = el('input', { value: named.title, maxLength: 120, dir: 'auto', ariaLabel: 'Name of the chat' });
+  const box = el('input', { value: named.title, dir: 'auto', ariaLabel: 'Name of the chat' });
   const close = title => {
     box.onblur = null;
     if (title) {
@@ -980,7 +981,6 @@ const SHORTCUTS = {
   KeyR: () => regenerate(path(chat).findLast(({ role }) => role === 'assistant')),
   KeyL: () => panel('chats', !isOpen('chats')),
   KeyS: () => panel('settings', !isOpen('settings')),
-  KeyM: () => $('say').focus(),
   KeyK: () => $('keys').open ? $('keys').close() : $('keys').showModal(),
 };
 
@@ -1000,6 +1000,7 @@ function onKey(event) {
 function submit() {
   const text = $('say').value.trim();
   if (!text || live || !settingsHold()) return;
+  $('notice').hidden = true;
   $('say').value = '';
   fit($('say'));
   ask(text, path(chat).at(-1));
@@ -1023,7 +1024,10 @@ function start() {
     if (sends(event)) { event.preventDefault(); submit(); }
     if (event.key === 'ArrowUp' && !$('say').value && !live && last) { event.preventDefault(); last.edit(); }
   };
-  $('scroll').onscroll = () => follow(false);
+  $('scroll').onscroll = () => {
+    pinned = isAtEnd();
+    $('latest').hidden = pinned;
+  };
   $('latest').onclick = () => { follow(true); home(); };
 
   $('new').onclick = () => visit();
@@ -1076,11 +1080,7 @@ function start() {
   layOut();
   home();
 
-  window.onstorage = ({ key }) => { // another tab wrote
-    if (key === 'ernie.chats') index = store.read('chats', []);
-    showList();
-  };
-  window.onpagehide = () => live?.pieces && keep(live.chat);
+  new ResizeObserver(() => follow()).observe($('scroll'));
   connect();
 }
 
