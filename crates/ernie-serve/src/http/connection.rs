@@ -70,17 +70,20 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let limits = &app.config.limits;
+    let mut phases = app.phases();
+    // Who comes while the server stops is told so, once.
+    let stopping = *phases.borrow() != Phase::Open;
     let connection = http1::Builder::new()
+        .keep_alive(!stopping)
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_headers(MAX_HEADERS)
         .max_buf_size(limits.header_bytes.max(LEAST_BUFFER_BYTES))
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(connection);
-    let mut phases = app.phases();
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
-        () = past(&mut phases, Phase::Open) => {
+        () = past(&mut phases, Phase::Open), if !stopping => {
             // The request that is being answered is the last one of this connection.
             connection.as_mut().graceful_shutdown();
             connection.await
