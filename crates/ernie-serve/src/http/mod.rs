@@ -6,7 +6,7 @@
 //!    └────────────── text, JSON, events ◄── Answer ◄── updates ◄── engine's thread
 //! ```
 //!
-//! One thread owns the engine ([`thread`]); tokio lives in this module only. A handler parses and checks a request field
+//! One thread owns the engine (`thread.rs`); tokio lives in this module only. A handler parses and checks a request field
 //! by field, takes a place in the queue or says that there is none, encodes text aside, and submits ids. What comes back
 //! is pulled by the connection, so nothing piles up for a reader that does not read, and a reader that goes away ends
 //! its request at the engine's next step.

@@ -1,5 +1,5 @@
 //! Mixed load at twice what the server takes, with clients that leave: nothing but 200, 429 and 503, and then a clean
-//! end. `ERNIE_SOAK_S` makes it longer than the three seconds of every run.
+//! end. `ERNIE_SOAK_S` makes it longer than the ten seconds of every run.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ fn resident_bytes() -> Option<u64> {
 
 #[test]
 fn twice_the_load_and_random_departures() {
-    let seconds = std::env::var("ERNIE_SOAK_S").ok().and_then(|s| s.parse().ok()).unwrap_or(3);
+    let seconds = std::env::var("ERNIE_SOAK_S").ok().and_then(|s| s.parse().ok()).unwrap_or(10);
     let mut setup = Setup { running: 4, step: Duration::from_millis(1), ..Setup::default() };
     setup.config.limits.queue = 4;
     let server = Server::start(setup);
