@@ -132,7 +132,7 @@ impl Subject<'_> {
                         done += 1;
                         progress(done);
                     }
-                    Event::Token { .. } | Event::Logits { .. } => {}
+                    Event::Token { .. } | Event::Logits { .. } | Event::Embedded { .. } => {}
                 }
             }
         }

@@ -96,6 +96,9 @@ pub enum Error {
     /// Text could not be turned into ids.
     #[error(transparent)]
     Data(#[from] ernie_data::Error),
+    /// The operating system gives no threads or sockets.
+    #[error("the system refuses: {0}")]
+    System(String),
     /// Something that cannot happen did.
     #[error("internal: {0}")]
     Internal(String),
@@ -112,7 +115,7 @@ impl Error {
             | Self::Parameter { .. }
             | Self::Refused { .. }
             | Self::Failed(_) => ErrorKind::Input,
-            Self::TooLarge { .. } | Self::QueueFull { .. } => ErrorKind::Environment,
+            Self::TooLarge { .. } | Self::QueueFull { .. } | Self::System(_) => ErrorKind::Environment,
             Self::Model(error) => match error.kind() {
                 ernie_model::ErrorKind::Input => ErrorKind::Input,
                 ernie_model::ErrorKind::Environment => ErrorKind::Environment,

@@ -3,7 +3,8 @@
 //! * [`engine`] runs many requests on one model, step by step. It sees ids, never text; logits, scores and answers all
 //!   come out of it.
 //! * [`session`] is engine plus text: chat templates, streaming decode, stop strings, history. `chat` and `generate` use
-//!   it, and a server will.
+//!   it.
+//! * `http` (a feature of that name) is the server: the OpenAI API over an engine that runs on a thread of its own.
 //!
 //! This crate knows no training and prints nothing. Nothing in it reads the environment, and the clock only to tell how
 //! long a request took and whether guessing tokens saves time; no answer depends on it.
@@ -29,6 +30,8 @@
 
 pub mod engine;
 mod error;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod session;
 
 pub use error::{Error, ErrorKind, Result};

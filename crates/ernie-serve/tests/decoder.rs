@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ernie_files::Checkpoint;
-use ernie_model::{Decoder, ModelSource, WeightsAs, load};
+use ernie_model::{Decoder, ModelSource, Tokens, WeightsAs, load};
+use ernie_nn::no_grad;
 use ernie_serve::engine::{
-    Batch, Chunk, DecoderModel, Engine, EngineOptions, Event, FinishReason, Generate, Model, Request, Sampling,
+    Batch, Chunk, DecoderModel, Engine, EngineOptions, Event, FinishReason, Generate, Model, Pooling, Request, Sampling,
 };
 
 fn folder(name: &str) -> PathBuf {
@@ -101,7 +102,7 @@ fn any_company_gives_the_same_bits() {
                 let rows = batch.ids.len()..batch.ids.len() + prompts[member].len();
                 batch.ids.extend(&prompts[member]);
                 let blocks = vec![batch.chunks.len() as u32];
-                batch.chunks.push(Chunk { blocks, past: 0, wanted: rows.clone(), rows });
+                batch.chunks.push(Chunk { blocks, past: 0, wanted: rows.clone(), hidden: false, rows });
             }
             let mut out = vec![Vec::new(); members.len()];
             model.forward(&batch, &mut |chunk, _, logits| out[chunk].extend_from_slice(logits)).unwrap();
@@ -149,5 +150,38 @@ fn scores_agree_with_logits() {
         let row = &rows[(5 + i) * 256..(6 + i) * 256];
         let sum = row.iter().map(|&l| f64::from(l).exp()).sum::<f64>().ln();
         assert!((score.logprob - (f64::from(row[all[6 + i] as usize]) - sum)).abs() < 1e-5);
+    }
+}
+
+/// The vector of a prompt that shares the engine with others.
+fn embedding(decoder: &Arc<Decoder>, prompt: &[u32], pooling: Pooling, options: EngineOptions) -> Vec<f32> {
+    let mut engine = Engine::new(decoder.clone(), options).unwrap();
+    let generate = Generate { max_tokens: 9, ignore_eos: true, ..Generate::default() };
+    engine.submit(Request::generate(prompt[..5].to_vec(), generate)).unwrap();
+    let id = engine.submit(Request::embed(prompt.to_vec(), pooling)).unwrap();
+    let vector = |event| match event {
+        Event::Embedded { request, embedding } => (request == id).then_some(embedding),
+        _ => None,
+    };
+    drain(&mut engine).into_iter().find_map(vector).unwrap()
+}
+
+#[test]
+fn embeddings_are_the_final_hidden_states_however_they_are_cut() {
+    for name in ["dense", "moe"] {
+        let decoder = decoder(name);
+        let prompt = recorded_ids(name, "generate.greedy_ids");
+        let mut tokens = Tokens::default();
+        tokens.push(0, 0, &prompt);
+        let hidden = no_grad(|| decoder.hidden(&tokens, None, &mut ())).unwrap().to_vec().unwrap();
+        let rows: Vec<&[f32]> = hidden.chunks_exact(decoder.config().hidden_size).collect();
+        let mean: Vec<f32> = (0..rows[0].len())
+            .map(|at| (rows.iter().map(|row| f64::from(row[at])).sum::<f64>() / rows.len() as f64) as f32)
+            .collect();
+        for step_tokens in [2, 7, 512] {
+            let options = || EngineOptions { max_running: 2, step_tokens, ..EngineOptions::default() };
+            assert_eq!(embedding(&decoder, &prompt, Pooling::Mean, options()), mean, "{name}, {step_tokens}");
+            assert_eq!(embedding(&decoder, &prompt, Pooling::Last, options()), rows[rows.len() - 1], "{name}");
+        }
     }
 }

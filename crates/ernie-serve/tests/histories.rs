@@ -134,6 +134,7 @@ fn run(options: EngineOptions, memory: usize, history: Vec<Act>) -> Result<Stats
                             prop_assert_eq!(first * VOCAB, all.len(), "a row is missing or comes twice");
                             all.extend(rows);
                         }
+                        Event::Embedded { .. } => prop_assert!(false, "nobody asked for a vector"),
                         Event::Finished { reason, .. } => {
                             prop_assert_eq!(reason == FinishReason::Cancelled, cancelled.contains(&id));
                             open.retain(|&other| other != id);

@@ -172,7 +172,7 @@ fn drive(
                     outcome.latency_s[at] = since;
                     open.remove(&request);
                 }
-                Event::Scored { .. } | Event::Logits { .. } => {}
+                Event::Scored { .. } | Event::Logits { .. } | Event::Embedded { .. } => {}
             }
         }
     }

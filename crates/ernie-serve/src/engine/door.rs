@@ -36,7 +36,7 @@ impl Engine {
                 check_top("top", *top)?;
                 self.check_ids("continuation", continuation)?;
             }
-            Work::Logits => {
+            Work::Logits | Work::Embed { .. } => {
                 if tokens > context_length {
                     return too_long("the prompt", tokens, false);
                 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::blocks::Block;
 use super::draft::{self, Drafter};
 use super::plan::Urgency;
-use super::request::{Event, FinishReason, Generate, Logprob, Request, RequestId, TokenScore, Usage, Work};
+use super::request::{Event, FinishReason, Generate, Logprob, Pooling, Request, RequestId, TokenScore, Usage, Work};
 use super::sampler::{self, Seen};
 use super::watcher::Verdict;
 
@@ -28,7 +28,7 @@ pub(super) struct Job {
     /// Guesses of the ids behind `ids`, tried in this step.
     pub(super) draft: Vec<u32>,
     /// Set when it is over.
-    pub(super) finished: Option<(FinishReason, Option<u32>)>,
+    pub(super) finished: Option<End>,
     prompt_tokens: usize,
     state: State,
     /// Rows of the step that it must read, and rows known to hold what belongs to it: guesses that were wrong do not.
@@ -39,10 +39,14 @@ pub(super) struct Job {
     first_token: Option<Instant>,
 }
 
+/// How a request ended: why, and the id that ended it, with its log-probability where asked for.
+pub(super) type End = (FinishReason, Option<(u32, Option<Logprob>)>);
+
 enum State {
     Generate { options: Box<Generate>, end_ids: Vec<u32>, seed: u64, seen: Seen, end: usize, drafter: Drafter },
     Score { top: usize, tokens: Vec<TokenScore> },
     Logits { first: usize, rows: Vec<f32> },
+    Embed { pooling: Pooling, sum: Vec<f64> },
 }
 
 impl Job {
@@ -76,6 +80,10 @@ impl Job {
                 (ids.len() - 1, prompt_tokens - 1, State::Score { top, tokens })
             }
             Work::Logits => (prompt_tokens, 0, State::Logits { first: 0, rows: Vec::new() }),
+            Work::Embed { pooling } => {
+                let wanted_from = if pooling == Pooling::Last { prompt_tokens - 1 } else { 0 };
+                (prompt_tokens, wanted_from, State::Embed { pooling, sum: Vec::new() })
+            }
         };
         Self {
             id,
@@ -102,7 +110,7 @@ impl Job {
     pub(super) fn rows(&self) -> usize {
         match &self.state {
             State::Generate { .. } => self.ids.len(),
-            State::Score { .. } | State::Logits { .. } => self.reserve,
+            State::Score { .. } | State::Logits { .. } | State::Embed { .. } => self.reserve,
         }
     }
 
@@ -127,7 +135,7 @@ impl Job {
     pub(super) fn give_way(&mut self) {
         self.wanted_from = match &self.state {
             State::Generate { .. } => self.ids.len() - 1,
-            State::Score { .. } | State::Logits { .. } => self.wanted_from.max(self.fed),
+            State::Score { .. } | State::Logits { .. } | State::Embed { .. } => self.wanted_from.max(self.fed),
         };
         self.table.clear();
         self.draft.clear();
@@ -157,8 +165,13 @@ impl Job {
         self.right = self.must;
     }
 
-    /// Takes the logits after `id` at `position`; what they lead to goes to `events` or into [`Job::finished`]. Logits
-    /// after a guess that was wrong are passed over.
+    /// Whether its wanted rows are hidden states, not logits.
+    pub(super) fn wants_hidden(&self) -> bool {
+        matches!(self.state, State::Embed { .. })
+    }
+
+    /// Takes the logits after `id` at `position`, or the hidden states; what they lead to goes to `events` or into
+    /// [`Job::finished`]. Logits after a guess that was wrong are passed over.
     pub(super) fn take_row(&mut self, position: usize, id: u32, logits: &mut [f32], events: &mut Vec<Event>) {
         if self.finished.is_some() || self.ids.get(position) != Some(&id) {
             return;
@@ -177,6 +190,10 @@ impl Job {
                     "the model's logits at position {position} are not finite numbers: its weights are damaged or overflow"
                 );
                 self.finished = Some((FinishReason::Error(message), None));
+            }
+            State::Embed { sum, .. } => {
+                sum.resize(logits.len(), 0.0);
+                sum.iter_mut().zip(logits).for_each(|(sum, hidden)| *sum += f64::from(*hidden));
             }
             State::Score { top, tokens } => {
                 let Some(&target) = self.ids.get(position + 1) else { return };
@@ -203,12 +220,12 @@ impl Job {
                     }
                 };
                 self.first_token.get_or_insert_with(Instant::now);
-                if end_ids.contains(&id) {
-                    self.finished = Some((FinishReason::Stop, Some(id)));
-                    return;
-                }
                 let logprob =
                     asked.map(|(top, log_sum, raw)| Logprob { logprob: f64::from(raw[id as usize]) - log_sum, top });
+                if end_ids.contains(&id) {
+                    self.finished = Some((FinishReason::Stop, Some((id, logprob))));
+                    return;
+                }
                 seen.add(id);
                 self.ids.push(id);
                 events.push(Event::Token { request, id, logprob });
@@ -242,6 +259,7 @@ impl Job {
                     events.push(Event::Scored { request, tokens: std::mem::take(tokens) });
                 }
             }
+            State::Embed { .. } => {}
             State::Logits { first, rows } => {
                 if !rows.is_empty() {
                     events.push(Event::Logits { request, first: *first, rows: std::mem::take(rows) });
@@ -249,24 +267,31 @@ impl Job {
             }
         }
         if complete {
+            if let State::Embed { pooling, sum } = &mut self.state {
+                let count = if *pooling == Pooling::Mean { self.prompt_tokens as f64 } else { 1.0 };
+                let embedding = std::mem::take(sum).into_iter().map(|sum| (sum / count) as f32).collect();
+                events.push(Event::Embedded { request, embedding });
+            }
             self.finished = Some((FinishReason::Stop, None));
         }
         (tried, kept)
     }
 
     /// The last event of its life.
-    pub(super) fn finish(&self, reason: FinishReason, stop_id: Option<u32>) -> Event {
+    pub(super) fn finish(&self, (reason, stop): End) -> Event {
+        let (stop_id, stop_logprob) = stop.map_or((None, None), |(id, logprob)| (Some(id), logprob));
         let now = Instant::now();
         let started = self.started.unwrap_or(now);
         let first = self.first_token.unwrap_or(now);
         let completion_tokens = match &self.state {
             State::Generate { .. } => self.ids.len() - self.prompt_tokens,
-            State::Score { .. } | State::Logits { .. } => 0,
+            State::Score { .. } | State::Logits { .. } | State::Embed { .. } => 0,
         };
         Event::Finished {
             request: self.id,
             reason,
             stop_id,
+            stop_logprob,
             usage: Usage {
                 prompt_tokens: self.prompt_tokens,
                 completion_tokens,

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use ernie_model::Decoder;
 
 pub use model::{Batch, Chunk, DecoderModel, EachRow, Model};
-pub use request::{Event, FinishReason, Generate, Logprob, Request, RequestId, TokenScore, Usage, Work};
+pub use request::{Event, FinishReason, Generate, Logprob, Pooling, Request, RequestId, TokenScore, Usage, Work};
 pub use sampler::{Sampling, uniform};
 pub use stats::Stats;
 pub use watcher::{Verdict, Watcher};
@@ -272,7 +272,7 @@ impl Engine {
             None
         };
         let Some(job) = job else { return false };
-        self.retire(job, FinishReason::Cancelled, None);
+        self.retire(job, (FinishReason::Cancelled, None));
         true
     }
 }

@@ -32,9 +32,12 @@ pub struct Chunk {
     pub past: usize,
     /// Rows of the batch, within `rows`, whose logits are wanted.
     pub wanted: Range<usize>,
+    /// Of the wanted rows, the final hidden states are wanted in place of logits.
+    pub hidden: bool,
 }
 
-/// Receives `(chunk, row of the batch, logits)` for each wanted row, in order. It may change the logits.
+/// Receives `(chunk, row of the batch, logits or hidden states)` for each wanted row, a chunk's in order. It may change
+/// what it is given.
 pub type EachRow<'a> = dyn FnMut(usize, usize, &mut [f32]) + 'a;
 
 /// What the engine needs of a model.
@@ -129,7 +132,12 @@ impl Model for DecoderModel {
             if wanted.is_empty() {
                 return Ok(());
             }
-            let (hidden, width) = (hidden.to_vec()?, self.decoder.config().hidden_size);
+            let (mut hidden, width) = (hidden.to_vec()?, self.decoder.config().hidden_size);
+            let (as_they_are, wanted): (Vec<_>, Vec<_>) =
+                wanted.into_iter().partition(|&(chunk, _)| batch.chunks[chunk].hidden);
+            for (chunk, row) in as_they_are {
+                each(chunk, row, &mut hidden[row * width..(row + 1) * width]);
+            }
             for part in wanted.chunks(LOGIT_ROWS) {
                 let rows: Vec<f32> =
                     part.iter().flat_map(|&(_, row)| &hidden[row * width..(row + 1) * width]).copied().collect();

@@ -41,6 +41,11 @@ impl Request {
         Self { prompt, work: Work::Logits, priority: 0 }
     }
 
+    /// Asks for one vector that stands for `prompt`.
+    pub fn embed(prompt: Vec<u32>, pooling: Pooling) -> Self {
+        Self { prompt, work: Work::Embed { pooling }, priority: 0 }
+    }
+
     /// The same request with another priority.
     #[must_use]
     pub fn with_priority(self, priority: i32) -> Self {
@@ -62,6 +67,21 @@ pub enum Work {
     },
     /// All logits: [`Event::Logits`] in the order of positions, then [`Event::Finished`].
     Logits,
+    /// One vector: one [`Event::Embedded`], then [`Event::Finished`].
+    Embed {
+        /// How the positions become one.
+        pooling: Pooling,
+    },
+}
+
+/// How the final hidden states of a prompt become one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pooling {
+    /// Their mean, summed in f64 in the order of positions.
+    #[default]
+    Mean,
+    /// That of the last position.
+    Last,
 }
 
 /// How to generate. The default is one greedy token at most; set `max_tokens`.
@@ -135,6 +155,13 @@ pub enum Event {
         /// `[rows, vocab]`, row after row.
         rows: Vec<f32>,
     },
+    /// The vector that stands for a prompt.
+    Embedded {
+        /// Whose.
+        request: RequestId,
+        /// `[hidden_size]`, not normalised.
+        embedding: Vec<f32>,
+    },
     /// The request is over; nothing follows.
     Finished {
         /// Whose.
@@ -143,6 +170,8 @@ pub enum Event {
         reason: FinishReason,
         /// The end-of-sequence or stop id, if one ended it. It is no part of the answer and had no [`Event::Token`].
         stop_id: Option<u32>,
+        /// That id's log-probability, where asked for.
+        stop_logprob: Option<Logprob>,
         /// What it took.
         usage: Usage,
     },
@@ -155,6 +184,7 @@ impl Event {
             Self::Token { request, .. }
             | Self::Scored { request, .. }
             | Self::Logits { request, .. }
+            | Self::Embedded { request, .. }
             | Self::Finished { request, .. } => *request,
         }
     }

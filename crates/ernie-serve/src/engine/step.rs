@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Engine;
 use super::blocks::Block;
-use super::job::Job;
+use super::job::{End, Job};
 use super::model::{Batch, Chunk};
 use super::plan::{self, Plan, Running, Waiting};
 use super::request::{Event, FinishReason, RequestId};
@@ -28,8 +28,8 @@ impl Engine {
         self.forward(&rows)?;
         let over: Vec<Job> = self.running.extract_if(.., |job| job.finished.is_some()).collect();
         for mut job in over {
-            if let Some((reason, stop_id)) = job.finished.take() {
-                self.retire(job, reason, stop_id);
+            if let Some(end) = job.finished.take() {
+                self.retire(job, end);
             }
         }
         Ok(std::mem::take(&mut self.pending))
@@ -209,6 +209,7 @@ impl Engine {
                 blocks: blocks.map(Block::id).collect(),
                 past: job.fed,
                 wanted: from + skip..rows.end,
+                hidden: job.wants_hidden(),
                 rows,
             });
             busy.push(at);
@@ -217,9 +218,9 @@ impl Engine {
     }
 
     /// Tells of the end of a request, whose blocks are free when it is dropped here.
-    pub(super) fn retire(&mut self, job: Job, reason: FinishReason, stop_id: Option<u32>) {
-        tracing::debug!(request = job.id.0, reason = reason.name(), "finished");
+    pub(super) fn retire(&mut self, job: Job, end: End) {
+        tracing::debug!(request = job.id.0, reason = end.0.name(), "finished");
         self.stats.finished += 1;
-        self.pending.push(job.finish(reason, stop_id));
+        self.pending.push(job.finish(end));
     }
 }

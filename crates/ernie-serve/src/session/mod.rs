@@ -1,4 +1,4 @@
-//! Engine plus text: what `chat` and `generate` need, and a server will.
+//! Engine plus text: what `chat` and `generate` need, and in parts the server.
 //!
 //! A [`Session`] owns an engine and runs one answer at a time: it renders the chat template, encodes (text of a caller
 //! never becomes a control token), decodes as tokens come (never half a character), ends at stop strings (never showing
@@ -281,7 +281,7 @@ impl Session {
                         broken_off |= show(&more, &mut text, on_text);
                     }
                     Event::Finished { reason, usage, .. } => over = Some((reason, usage)),
-                    Event::Token { .. } | Event::Scored { .. } | Event::Logits { .. } => {}
+                    Event::Token { .. } | Event::Scored { .. } | Event::Logits { .. } | Event::Embedded { .. } => {}
                 }
             }
             match over {
@@ -330,7 +330,7 @@ fn show(more: &str, text: &mut String, on_text: &mut dyn FnMut(&str) -> ControlF
 }
 
 /// Ids by which an answer ends, as far as the tokenizer knows.
-fn end_ids(tokenizer: &Tokenizer) -> Vec<u32> {
+pub(crate) fn end_ids(tokenizer: &Tokenizer) -> Vec<u32> {
     let turn_ends =
         TURN_ENDS.iter().filter_map(|literal| tokenizer.id_of(literal)).filter(|&id| tokenizer.is_control(id));
     let mut ids: Vec<u32> = tokenizer.eos().into_iter().chain(turn_ends).collect();

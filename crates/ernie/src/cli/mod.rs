@@ -7,6 +7,8 @@ pub(crate) mod options;
 pub(crate) mod sampling;
 mod unbuilt;
 
+#[cfg(feature = "http")]
+use crate::commands::serve;
 use crate::{
     commands::{bench, chat, eval, generate, inspect, logits, quantize, score, store, tokenize, train},
     exit::Exit,
@@ -56,6 +58,8 @@ pub(crate) enum Command {
     Score(score::Args),
     Logits(logits::Args),
     Bench(bench::Args),
+    #[cfg(feature = "http")]
+    Serve(serve::Args),
     Quantize(quantize::Args),
     /// Text to ids, ids to text, and a new byte-level BPE tokenizer
     #[command(before_help = "Example:\n  echo 'The quick brown fox' | ernie tokenize encode runs/quickstart")]

@@ -3,7 +3,6 @@
 //! They are refused by name, exit code 2. When one is built its line here goes.
 
 const COMMANDS: &[(&str, &str)] = &[
-    ("serve", "the HTTP server"),
     ("merge", "an adapter merged into its model"),
     ("upcycle", "a dense model turned into experts"),
     ("prune", "a pruned checkpoint"),

@@ -137,7 +137,7 @@ pub(crate) fn engine(decoder: Decoder, max_running: usize) -> Result<Engine> {
 }
 
 /// Positions that fit into four fifths of the memory that is free now; no limit where the system does not say.
-fn cache_tokens(decoder: &Decoder) -> Option<usize> {
+pub(crate) fn cache_tokens(decoder: &Decoder) -> Option<usize> {
     let width = match decoder.cache_format() {
         CacheFormat::F32 => 4,
         CacheFormat::Bf16 | CacheFormat::Int8 => 2,

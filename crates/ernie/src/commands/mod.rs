@@ -8,6 +8,8 @@ pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod quantize;
 pub(crate) mod score;
+#[cfg(feature = "http")]
+pub(crate) mod serve;
 pub(crate) mod store;
 pub(crate) mod tokenize;
 pub(crate) mod train;
@@ -34,9 +36,9 @@ pub(crate) const COMMIT: &str = match option_env!("ERNIE_COMMIT") {
 /// Runs the command that was typed.
 pub(crate) fn run(cli: Cli) -> Result<Exit> {
     interrupt::install();
-    log();
-    threads(&cli.global);
     let printer = Printer::new(cli.global.quiet);
+    log(&cli, &printer);
+    threads(&cli.global);
     let workers = machine::threads(cli.global.threads);
     match cli.command {
         Command::Quickstart(args) => quickstart::run(&args, &printer),
@@ -47,6 +49,8 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Eval(args) => eval::run(&args, &printer),
         Command::Score(args) => score::run(&args, &printer),
         Command::Logits(args) => logits::run(&args, &printer),
+        #[cfg(feature = "http")]
+        Command::Serve(args) => serve::run(&args, &printer),
         Command::Bench(args) => bench::run(&args, workers, &printer),
         Command::Quantize(args) => quantize::run(&args, &printer),
         Command::Tokenize { action } => tokenize::run(&action, &printer),
@@ -56,11 +60,16 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
     }
 }
 
-/// The libraries' log goes to stderr, and only when it is asked for.
-fn log() {
-    if let Some(filter) = environment::log_filter() {
+/// The libraries' log goes to stderr, and only when it is asked for. A server logs its requests unless told otherwise.
+fn log(cli: &Cli, printer: &Printer) {
+    #[cfg(feature = "http")]
+    let usual = matches!(cli.command, Command::Serve(_)) && !cli.global.quiet;
+    #[cfg(not(feature = "http"))]
+    let usual = false;
+    if let Some(filter) = environment::log_filter().or_else(|| usual.then(|| "ernie_serve=info".to_owned())) {
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+            .with_ansi(printer.colours_talk())
             .with_writer(std::io::stderr)
             .try_init();
     }

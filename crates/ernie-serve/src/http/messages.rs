@@ -1,0 +1,61 @@
+//! Conversations as requests bring them.
+
+use ernie_data::chat::Message;
+use serde_json::Value;
+
+use super::error::{ApiError, ApiResult};
+use super::fields::{Fields, kind};
+
+/// The messages of a conversation, `limit` at most. `developer` is what `system` was called before.
+pub(super) fn messages(list: Vec<Value>, name: &str, limit: usize) -> ApiResult<Vec<Message>> {
+    if list.is_empty() {
+        return Err(ApiError::field(name, "empty", "at least one message"));
+    }
+    if list.len() > limit {
+        return Err(ApiError::field(name, format!("{} messages", list.len()), format!("at most {limit}")));
+    }
+    list.into_iter().enumerate().map(|(at, value)| message(value, &format!("{name}[{at}]"))).collect()
+}
+
+fn message(value: Value, place: &str) -> ApiResult<Message> {
+    let mut fields = Fields::of(value, place)?;
+    let role = match fields.text("role")? {
+        Some(role) if role == "developer" => "system".to_owned(),
+        Some(role) if ernie_data::chat::ROLES.contains(&role.as_str()) => role,
+        Some(role) => {
+            let role: String = role.chars().take(60).collect();
+            let expected = ernie_data::chat::ROLES.join(", ");
+            return Err(ApiError::field(&fields.name("role"), format!("{role:?}"), format!("one of {expected}")));
+        }
+        None => return Err(ApiError::field(&fields.name("role"), "missing", "who speaks, such as \"user\"")),
+    };
+    fields.refuse("tool_calls", "is not built yet", super::fields::is_nothing)?;
+    let content = fields.need("content", "text")?;
+    Ok(Message::new(role, content_text(content, &fields.name("content"))?))
+}
+
+/// The text of a message's content: a string, or parts of text.
+pub(super) fn content_text(content: Value, place: &str) -> ApiResult<String> {
+    let parts = match content {
+        Value::String(text) => return Ok(text),
+        Value::Array(parts) => parts,
+        other => return Err(ApiError::field(place, kind(&other), "text, or a list of parts")),
+    };
+    let mut text = String::new();
+    for (at, part) in parts.into_iter().enumerate() {
+        let mut part = Fields::of(part, &format!("{place}[{at}]"))?;
+        match part.text("type")?.as_deref() {
+            Some("text" | "input_text" | "output_text") => {
+                let more = part.text("text")?;
+                text += &more.ok_or_else(|| ApiError::field(&part.name("text"), "missing", "text"))?;
+            }
+            Some(other) => {
+                let other: String = other.chars().take(40).collect();
+                let why = format!("is {other:?}, which is not built: this server reads text");
+                return Err(ApiError::unsupported(&part.name("type"), why));
+            }
+            None => return Err(ApiError::field(&part.name("type"), "missing", "\"text\"")),
+        }
+    }
+    Ok(text)
+}

@@ -1,0 +1,104 @@
+//! A model whose logits depend on the last id and its position alone, and that fails, panics or dawdles when told to.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use ernie_data::tokenizer::{Tokenizer, TrainOptions, train_bpe};
+use ernie_serve::engine::{Batch, EachRow, Model};
+
+/// Reading this id makes the model panic.
+pub(crate) const PANIC_ID: u32 = 395;
+/// Reading this id makes the model fail.
+pub(crate) const FAIL_ID: u32 = 396;
+/// After this id the model says that it is done.
+pub(crate) const END_ID: u32 = 397;
+/// The end of a text.
+pub(crate) const EOS: u32 = 2;
+
+/// Rows of the vocabulary: more than the tokenizer has ids, as in published models.
+pub(crate) const VOCAB: usize = 400;
+
+pub(crate) const CONTEXT: usize = 512;
+
+pub(crate) fn tokenizer() -> Tokenizer {
+    static TRAINED: OnceLock<Tokenizer> = OnceLock::new();
+    let train = || {
+        let texts = ["the quick brown fox says: abc abab ba, ENDING the END of a line. User: Assistant: "];
+        train_bpe(texts.iter().cycle().take(20), &TrainOptions::ernie(350)).expect("a tokenizer")
+    };
+    TRAINED.get_or_init(train).clone()
+}
+
+/// See the module.
+pub(crate) struct Told {
+    step: Duration,
+}
+
+impl Told {
+    /// A model whose steps take so long.
+    pub(crate) fn new(step: Duration) -> Self {
+        Self { step }
+    }
+}
+
+/// The logits after `id` at `position`: noise over ordinary ids, none for those that mean something here.
+pub(crate) fn logits_after(id: u32, position: usize) -> Vec<f32> {
+    let mut state = (u64::from(id) << 32 | position as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc_def0;
+    let mut logits: Vec<f32> = (0..VOCAB)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 * 8.0 - 4.0
+        })
+        .collect();
+    logits[..5].fill(-50.0);
+    logits[350..].fill(-50.0);
+    if id == END_ID {
+        logits[EOS as usize] = 50.0;
+    }
+    logits
+}
+
+impl Model for Told {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn context_length(&self) -> usize {
+        CONTEXT
+    }
+
+    fn eos_ids(&self) -> &[u32] {
+        &[EOS]
+    }
+
+    fn block_tokens(&self) -> usize {
+        16
+    }
+
+    fn block_bytes(&self) -> u64 {
+        1 << 10
+    }
+
+    fn row_cost(&self, _rows: usize) -> Option<f64> {
+        Some(1.0)
+    }
+
+    fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> ernie_serve::Result<()> {
+        std::thread::sleep(self.step);
+        assert!(!batch.ids.contains(&PANIC_ID), "the model was told to panic");
+        if batch.ids.contains(&FAIL_ID) {
+            return Err(ernie_serve::Error::Internal("the model was told to fail".into()));
+        }
+        for (index, chunk) in batch.chunks.iter().enumerate() {
+            for row in chunk.wanted.clone() {
+                let (id, position) = (batch.ids[row], chunk.past + row - chunk.rows.start);
+                let mut out = match chunk.hidden {
+                    true => vec![id as f32, position as f32, 1.0],
+                    false => logits_after(id, position),
+                };
+                each(index, row, &mut out);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! `ernie serve` from outside: what it refuses to start, how it lives and leaves, and the commands of its documentation.
+#![cfg(feature = "http")]
+
+mod common;
+
+use common::{bad, ernie, parity, tiny_run};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A running server and what it says.
+struct Serving {
+    child: Child,
+    address: String,
+    talk: BufReader<std::process::ChildStderr>,
+}
+
+impl Serving {
+    /// Starts a server on a free port and waits until it listens.
+    fn start(folder: &Path, args: &[&str]) -> Self {
+        let program = ernie(folder);
+        let mut command = Command::new(program.get_program());
+        command.current_dir(folder).args(["serve", "--listen", "127.0.0.1:0"]).args(args);
+        for (name, value) in program.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("the program starts");
+        let mut talk = BufReader::new(child.stderr.take().expect("stderr"));
+        let mut line = String::new();
+        talk.read_line(&mut line).expect("a line");
+        let address = line.split("://").nth(1).and_then(|rest| rest.split(',').next());
+        let address = address.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
+        Self { child, address, talk }
+    }
+
+    fn wait_until_ready(&self) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !get(&self.address, "/ready").starts_with("HTTP/1.1 200") {
+            assert!(Instant::now() < end, "never ready");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("kill");
+        assert!(sent.success());
+    }
+
+    /// The exit code and what was said until then.
+    fn end(mut self) -> (Option<i32>, String) {
+        let code = self.child.wait().expect("it ends").code();
+        let mut said = String::new();
+        self.talk.read_to_string(&mut said).expect("the rest of stderr");
+        (code, said)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ask(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("the server listens");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer
+}
+
+fn get(address: &str, path: &str) -> String {
+    ask(address, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"))
+}
+
+fn completion(address: &str, body: &str) -> String {
+    let length = body.len();
+    ask(
+        address,
+        &format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        ),
+    )
+}
+
+#[test]
+fn what_cannot_be_served_is_one_line_and_the_right_code() {
+    let at = tempfile::tempdir().expect("a folder");
+    let model = parity("dense");
+    let model = model.to_str().expect("a path");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken.local_addr().expect("an address").to_string();
+    fs::write(at.path().join("short"), "good-enough-key\nshort\n").expect("a file");
+    fs::write(at.path().join("empty"), "# nobody\n").expect("a file");
+    for (args, code, names) in [
+        (vec![model, "--listen", &taken], 3, "another program listens"),
+        (vec![model, "--listen", "0.0.0.0:0"], 2, "no API keys"),
+        (vec![model, "--listen", "[::]:0"], 2, "no API keys"),
+        (vec![model, "--listen", "8080"], 2, "an address and a port"),
+        (vec![model, "--listen", "192.0.2.1:1"], 2, "no API keys"),
+        (vec![model, "--listen", "192.0.2.1:1", "--no-auth"], 3, "does not have that address"),
+        (vec![model, "--api-key-file", "nowhere"], 2, "nowhere"),
+        (vec![model, "--api-key-file", "short"], 2, "line 2"),
+        (vec![model, "--api-key-file", "empty"], 2, "at least one key"),
+        (vec![model, "--api-key-file", "short", "--no-auth"], 2, "--no-auth"),
+        (vec![model, "--tls-cert", "short"], 2, "--tls-key"),
+        (vec![model, "--tls-cert", "short", "--tls-key", "short"], 2, "short"),
+        (vec![model, "--cors-origin", "*", "--listen", "127.0.0.1:0"], 2, "CORS origin"),
+        (vec![model, "--max-n", "0"], 2, "--max-n"),
+        (vec!["nowhere"], 2, "nowhere"),
+        (vec!["someone/some-model"], 3, "not in the store"),
+    ] {
+        let mut all = vec!["serve"];
+        all.extend(args);
+        let answer = bad_after_talk(at.path(), &all, code);
+        assert!(answer.contains(names), "{all:?}: {answer}");
+        assert!(!answer.contains("short\n") || names == "short", "keys are not quoted: {answer}");
+    }
+    let _ = bad(at.path(), &["serve"], 2);
+}
+
+/// As [`bad`]; a server may have said where it listens before it failed.
+fn bad_after_talk(folder: &Path, args: &[&str], code: i32) -> String {
+    bad(folder, args, code).err
+}
+
+#[test]
+fn a_broken_model_ends_the_server_as_it_ends_other_commands() {
+    let at = tempfile::tempdir().expect("a folder");
+    let model = at.path().join("model");
+    fs::create_dir(&model).expect("a folder");
+    fs::copy(parity("dense").join("config.json"), model.join("config.json")).expect("a copy");
+    fs::write(model.join("model.safetensors"), b"broken").expect("a file");
+    let answer = bad_after_talk(at.path(), &["serve", "model", "--listen", "127.0.0.1:0"], 2);
+    assert!(answer.contains("model.safetensors"), "{answer}");
+}
+
+#[test]
+fn it_serves_drains_and_leaves_with_zero() {
+    let at = tempfile::tempdir().expect("a folder");
+    let run = tiny_run();
+    let server = Serving::start(at.path(), &[run.to_str().expect("a path")]);
+    server.wait_until_ready();
+    let secret = "the fox and a secret";
+    let answer = completion(&server.address, &format!("{{\"prompt\": \"{secret}\", \"max_tokens\": 8}}"));
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"model\":\"run\""), "{answer}");
+    // A second one on the same port says so.
+    let second = bad_after_talk(at.path(), &["serve", run.to_str().expect("a path"), "--listen", &server.address], 3);
+    assert!(second.contains("another program listens"), "{second}");
+    let body = "{\"prompt\": \"the fox\", \"max_tokens\": 200, \"stream\": true, \"ignore_eos\": true}";
+    let address = server.address.clone();
+    let running = std::thread::spawn(move || completion(&address, body));
+    std::thread::sleep(Duration::from_millis(30));
+    server.signal("-TERM");
+    let (code, said) = server.end();
+    assert_eq!(code, Some(0), "{said}");
+    let answer = running.join().expect("the caller");
+    assert!(answer.contains("[DONE]") || answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(said.contains("request=") && said.contains("status=200"), "{said}");
+    assert!(!said.contains("secret"), "a prompt in the log: {said}");
+}
+
+#[test]
+fn keys_from_a_file_open_it_and_nothing_else_does() {
+    let at = tempfile::tempdir().expect("a folder");
+    fs::write(at.path().join("keys"), "# ours\nkey-of-a-test\n").expect("a file");
+    let model = parity("dense");
+    let server = Serving::start(at.path(), &[model.to_str().expect("a path"), "--api-key-file", "keys", "--name", "m"]);
+    server.wait_until_ready();
+    assert!(get(&server.address, "/v1/models").starts_with("HTTP/1.1 401"));
+    let request = |key: &str| {
+        format!("GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: close\r\n\r\n")
+    };
+    let open = ask(&server.address, &request("key-of-a-test"));
+    assert!(open.starts_with("HTTP/1.1 200") && open.contains("\"id\":\"m\""), "{open}");
+    assert!(ask(&server.address, &request("key-of-a-tesu")).starts_with("HTTP/1.1 401"));
+    server.signal("-INT");
+    let (code, said) = server.end();
+    assert_eq!(code, Some(0));
+    assert!(!said.contains("key-of"), "a key in the log: {said}");
+}
+
+#[test]
+#[allow(clippy::print_stdout)]
+fn the_commands_of_the_documentation_work() {
+    let Ok(curl) = Command::new("curl").arg("--version").output() else {
+        println!("skipped: there is no curl here");
+        return;
+    };
+    assert!(curl.status.success());
+    let page =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/serving.md")).expect("the page");
+    let commands: Vec<&str> = page.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(commands.len() > 5, "the page has commands to try");
+    let at = tempfile::tempdir().expect("a folder");
+    let server = Serving::start(at.path(), &[tiny_run().to_str().expect("a path")]);
+    server.wait_until_ready();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/client.sh");
+    let example = format!("{} http://127.0.0.1:8080", example.display());
+    for command in commands.into_iter().chain([example.as_str()]) {
+        let command = command.replace("127.0.0.1:8080", &server.address);
+        let output = Command::new("sh").args(["-c", &command]).output().expect("sh");
+        let out = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && !out.is_empty(), "{command}: {out}");
+        assert!(!out.contains("\"error\":{"), "{command}: {out}");
+    }
+}
