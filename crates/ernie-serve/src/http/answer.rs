@@ -7,22 +7,23 @@
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::error::{ApiError, ApiResult};
+use super::manner::{Manner, Spoken, Voice};
 use super::params::Params;
 use super::state::{Model, Phase, past};
 use super::thread::{Update, Updates};
 use crate::engine::{FinishReason, Generate, Logprob, Request, Sampling};
-use crate::session::{StopWatcher, TextStream};
+use crate::session::{Delta as CallDelta, StopWatcher, Watchers};
 
 /// What is new of one choice.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Delta {
     /// Which choice: those of the first prompt come first.
     pub(super) index: usize,
-    /// Text that is whole and safe to show; often none.
-    pub(super) text: String,
+    /// Text, reasoning and calls that are whole and safe to show; often none.
+    pub(super) spoken: Spoken,
     /// The tokens, the one that ended the answer included where log-probabilities are wanted.
     pub(super) tokens: Vec<Said>,
-    /// Set when the choice is over: `stop` or `length`.
+    /// Set when the choice is over: `stop`, `length` or `tool_calls`.
     pub(super) finish: Option<&'static str>,
 }
 
@@ -43,7 +44,7 @@ pub(super) struct Tokens {
 /// Answers in the making.
 pub(super) struct Answer {
     updates: Updates,
-    texts: Vec<Option<TextStream>>,
+    voices: Vec<Option<Voice>>,
     open: usize,
     tokens: Tokens,
     limits: Limits,
@@ -76,14 +77,11 @@ impl Answer {
         prompts: Vec<Vec<u32>>,
         params: &Params,
         max_tokens: usize,
+        mut manner: Manner,
         mut limits: Limits,
         place: OwnedSemaphorePermit,
     ) -> ApiResult<Self> {
-        let text = match &model.tokenizer {
-            Some(tokenizer) => Some(TextStream::new(tokenizer, &params.stop)?),
-            None if params.stop.is_empty() => None,
-            None => return Err(ApiError::field("stop", "a string", "none, because this model has no tokenizer")),
-        };
+        let text = manner.text(model, &params.stop)?;
         let tokens = Tokens { prompt: prompts.iter().map(Vec::len).sum(), completion: 0 };
         let choices = prompts.len() * params.choices;
         let mut requests = Vec::with_capacity(choices);
@@ -91,14 +89,18 @@ impl Answer {
             for choice in 0..params.choices {
                 // Answers to the same prompt under one seed should differ, and be the same next time.
                 let seed = params.sampling.seed.map(|seed| seed.wrapping_add(choice as u64));
-                let watcher = text.as_ref().filter(|_| !params.stop.is_empty());
+                let mut watchers = Watchers::default();
+                manner.watcher().into_iter().for_each(|watcher| watchers.push(watcher));
+                if let Some(text) = text.as_ref().filter(|_| !params.stop.is_empty()) {
+                    watchers.push(Box::new(StopWatcher(text.clone())));
+                }
                 let generate = Generate {
                     max_tokens,
                     sampling: Sampling { seed, ..params.sampling.clone() },
                     ignore_eos: params.ignore_eos,
                     stop_ids: model.end_ids.iter().chain(&params.stop_ids).copied().collect(),
                     logprobs: params.logprobs,
-                    watcher: watcher.map(|text| Box::new(StopWatcher(text.clone())) as _),
+                    watcher: watchers.into_watcher(),
                 };
                 requests.push(Request::generate(prompt.clone(), generate));
             }
@@ -106,7 +108,8 @@ impl Answer {
         // No answer is longer than the context, whatever was asked for.
         let room = choices.saturating_mul(max_tokens.min(model.context_length) + 1);
         let updates = limits.within(model.engine.submit(requests, room)).await??;
-        Ok(Self { updates, texts: vec![text; choices], open: choices, tokens, limits, place: Some(place) })
+        let voices = (0..choices).map(|choice| Some(manner.voice(text.clone(), choice))).collect();
+        Ok(Self { updates, voices, open: choices, tokens, limits, place: Some(place) })
     }
 
     /// What is new; `None` when all choices are over. Cancelling the future loses nothing.
@@ -135,7 +138,7 @@ impl Answer {
     }
 
     fn take(&mut self, index: usize, update: Update, deltas: &mut Vec<Delta>) -> ApiResult<()> {
-        let Some(text) = self.texts.get_mut(index) else { return Ok(()) };
+        let Some(voice) = self.voices.get_mut(index) else { return Ok(()) };
         let delta = match deltas.iter_mut().position(|delta| delta.index == index) {
             Some(at) => &mut deltas[at],
             None => {
@@ -147,20 +150,19 @@ impl Answer {
         match update {
             Update::Token { id, logprob } => {
                 self.tokens.completion += 1;
-                if let Some(text) = text {
-                    delta.text += &text.push(id);
+                if let Some(voice) = voice {
+                    voice.push(id, &mut delta.spoken);
                 }
                 delta.tokens.push(Said { id, logprob });
             }
             Update::Finished { reason, stop } => {
                 self.open -= 1;
-                if let Some(text) = text.take() {
-                    delta.text += &text.finish();
-                }
+                let called = voice.take().is_some_and(|voice| voice.finish(&mut delta.spoken));
                 if let Some((id, logprob @ Some(_))) = stop {
                     delta.tokens.push(Said { id, logprob });
                 }
                 delta.finish = Some(match reason {
+                    FinishReason::Stop if called => "tool_calls",
                     FinishReason::Stop => "stop",
                     FinishReason::Length => "length",
                     FinishReason::Cancelled => return Err(ApiError::failed("the answer was cancelled")),
@@ -177,19 +179,48 @@ impl Answer {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Whole {
     pub(super) text: String,
+    pub(super) reasoning: String,
+    pub(super) calls: Vec<Call>,
     pub(super) tokens: Vec<Said>,
     pub(super) finish: &'static str,
 }
 
+/// A call of a tool.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Call {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) arguments: String,
+}
+
+impl Whole {
+    fn take(&mut self, delta: Delta) {
+        self.text += &delta.spoken.text;
+        self.reasoning += &delta.spoken.reasoning;
+        for call in delta.spoken.calls {
+            match call {
+                CallDelta::CallStart { id, name, .. } => self.calls.push(Call { id, name, arguments: String::new() }),
+                CallDelta::Arguments { index, delta } => {
+                    if let Some(call) = self.calls.get_mut(index) {
+                        call.arguments += &delta;
+                    }
+                }
+                CallDelta::Text(_) => {}
+            }
+        }
+        self.tokens.extend(delta.tokens);
+        self.finish = delta.finish.unwrap_or(self.finish);
+    }
+}
+
 /// Waits for all choices.
 pub(super) async fn collect(mut answer: Answer) -> ApiResult<(Vec<Whole>, Tokens)> {
-    let mut wholes = vec![Whole::default(); answer.texts.len()];
+    let mut wholes = vec![Whole::default(); answer.voices.len()];
     while let Some(deltas) = answer.next().await? {
         for delta in deltas {
-            let whole = &mut wholes[delta.index];
-            whole.text += &delta.text;
-            whole.tokens.extend(delta.tokens);
-            whole.finish = delta.finish.unwrap_or(whole.finish);
+            if let Some(whole) = wholes.get_mut(delta.index) {
+                whole.take(delta);
+            }
         }
     }
     Ok((wholes, answer.tokens))

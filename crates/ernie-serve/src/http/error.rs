@@ -222,6 +222,12 @@ impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         match &error {
             Error::QueueFull { .. } => Self::queue_full(),
+            Error::Refused { at, what } => {
+                // Schemas and patterns stand in the format of the answer, whatever route they came by.
+                let field = at.split(['.', '[', ' ', ':']).next().unwrap_or_default();
+                let field = if matches!(field, "schema" | "pattern" | "regex") { "response_format" } else { field };
+                Self::input(format!("`{}`: {what}", short(at))).about(field)
+            }
             Error::Parameter { name, value, expected } => Self::field(name, value, expected),
             // It can never run here, so asking again does not help.
             Error::TooLarge { .. } => Self::input(error.to_string()),
@@ -255,6 +261,17 @@ impl IntoResponse for ApiError {
         response.extensions_mut().insert(self.reason);
         response
     }
+}
+
+/// A path in a schema may be as deep as the schema; its two ends say where.
+fn short(path: &str) -> String {
+    const END: usize = 60;
+    let count = path.chars().count();
+    if count <= 2 * END {
+        return path.to_owned();
+    }
+    let ends = |skip: usize| path.chars().skip(skip).take(END).collect::<String>();
+    format!("{}…{}", ends(0), ends(count - END))
 }
 
 /// Whatever a message quotes, it is one line of a readable length.

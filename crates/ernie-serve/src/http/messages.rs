@@ -1,6 +1,6 @@
 //! Conversations as requests bring them.
 
-use ernie_data::chat::Message;
+use ernie_data::chat::{Message, ToolCall};
 use serde_json::Value;
 
 use super::error::{ApiError, ApiResult};
@@ -29,9 +29,38 @@ fn message(value: Value, place: &str) -> ApiResult<Message> {
         }
         None => return Err(ApiError::field(&fields.name("role"), "missing", "who speaks, such as \"user\"")),
     };
-    fields.refuse("tool_calls", "is not built yet", super::fields::is_nothing)?;
-    let content = fields.need("content", "text")?;
-    Ok(Message::new(role, content_text(content, &fields.name("content"))?))
+    let calls = fields.list("tool_calls")?.unwrap_or_default();
+    let tool_calls: ApiResult<Vec<ToolCall>> = calls
+        .into_iter()
+        .enumerate()
+        .map(|(at, value)| call(value, &fields.name(&format!("tool_calls[{at}]"))))
+        .collect();
+    let tool_calls = tool_calls?;
+    let content = match fields.take("content") {
+        // Who only calls need not speak.
+        None if !tool_calls.is_empty() => String::new(),
+        None => return Err(ApiError::field(&fields.name("content"), "missing", "text")),
+        Some(content) => content_text(content, &fields.name("content"))?,
+    };
+    Ok(Message {
+        tool_calls,
+        tool_call_id: fields.text("tool_call_id")?,
+        name: fields.text("name")?,
+        reasoning: fields.text("reasoning_content")?,
+        ..Message::new(role, content)
+    })
+}
+
+/// A call that the assistant made earlier.
+fn call(value: Value, place: &str) -> ApiResult<ToolCall> {
+    let mut fields = Fields::of(value, place)?;
+    let id = fields.text("id")?.ok_or_else(|| ApiError::field(&fields.name("id"), "missing", "the call's id"))?;
+    let place = fields.name("function");
+    let mut function = Fields::of(fields.need("function", "an object")?, &place)?;
+    let missing = |function: &Fields, name: &str| ApiError::field(&function.name(name), "missing", "a string");
+    let name = function.text("name")?.ok_or_else(|| missing(&function, "name"))?;
+    let arguments = function.text("arguments")?.ok_or_else(|| missing(&function, "arguments"))?;
+    Ok(ToolCall { id, name, arguments })
 }
 
 /// The text of a message's content: a string, or parts of text.

@@ -22,6 +22,7 @@ mod guard;
 mod keys;
 mod limits;
 mod logprobs;
+mod manner;
 mod messages;
 mod metrics;
 mod params;
@@ -51,6 +52,7 @@ pub use limits::Limits;
 pub use thread::{EngineMaker, panics_are_caught};
 pub use tls::Tls;
 
+use crate::session::{CallForm, GrammarCache, GrammarVocab, ReasoningForm};
 use crate::{Error, Result};
 use error::ApiError;
 use state::{App, Model, Phase};
@@ -102,6 +104,10 @@ impl<E> From<Error> for Failure<E> {
 
 /// How often the flag to stop and the requests in flight are looked at.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Compiled grammars that are kept, and their bytes.
+const KEPT_GRAMMARS: usize = 256;
+const KEPT_GRAMMAR_BYTES: usize = 64 << 20;
 
 /// How long cut answers have to say so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -220,10 +226,24 @@ fn open<E>(
     let engine = make_engine()?;
     let (vocab_size, context_length) = (engine.vocab_size(), engine.context_length());
     let running = engine.options().max_running;
-    let end_ids = tokenizer.iter().flat_map(crate::session::end_ids).filter(|&id| (id as usize) < vocab_size).collect();
+    let end_ids: Vec<u32> =
+        tokenizer.iter().flat_map(crate::session::end_ids).filter(|&id| (id as usize) < vocab_size).collect();
+    let (calls, reasoning, grammars) = match &tokenizer {
+        Some(tokenizer) => {
+            let calls = CallForm::detect(tokenizer, template.source());
+            let all_ends: Vec<u32> = engine.eos_ids().iter().chain(&end_ids).copied().collect();
+            let vocab = GrammarVocab::new(tokenizer, vocab_size, &all_ends, &calls.tags());
+            let cache = vocab.map(|vocab| GrammarCache::new(vocab, KEPT_GRAMMARS, KEPT_GRAMMAR_BYTES));
+            let cache = cache.inspect_err(|error| tracing::warn!(%error, "answers of a given form are not to be had"));
+            let reasoning = ReasoningForm::detect(tokenizer, template.source());
+            (calls, reasoning, cache.ok())
+        }
+        None => (CallForm::tagged(), None, None),
+    };
     let engine =
         thread::start(engine, make_engine, app.metrics.clone(), broken).map_err(|e| Error::System(e.to_string()))?;
-    app.open(Model { engine, tokenizer, template, end_ids, vocab_size, context_length }, running);
+    let model = Model { engine, tokenizer, template, end_ids, calls, reasoning, grammars, vocab_size, context_length };
+    app.open(model, running);
     tracing::info!(target: "ernie_serve::http", model = app.config.model, context_length, running, "ready");
     Ok(())
 }

@@ -14,6 +14,7 @@ use super::guard::Callers;
 use super::limits::BODIES_AT_ONCE;
 use super::metrics::Metrics;
 use super::thread::EngineHandle;
+use crate::session::{CallForm, GrammarCache, ReasoningForm};
 
 /// How far the server's life has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +40,12 @@ pub(super) struct Model {
     pub(super) template: ChatTemplate,
     /// Ids that end an answer beside the model's own.
     pub(super) end_ids: Vec<u32>,
+    /// How it writes calls of tools.
+    pub(super) calls: CallForm,
+    /// How it marks its reasoning, if it thinks.
+    pub(super) reasoning: Option<ReasoningForm>,
+    /// Grammars compiled for it; none without a tokenizer.
+    pub(super) grammars: Option<GrammarCache>,
     pub(super) vocab_size: usize,
     pub(super) context_length: usize,
 }

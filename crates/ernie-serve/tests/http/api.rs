@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::model::{END_ID, FAIL_ID, tokenizer};
+use crate::model::{CONTEXT, END_ID, FAIL_ID, tokenizer};
 use crate::server::{Server, Setup};
 
 fn chat(more: Value) -> Value {
@@ -181,7 +181,7 @@ fn tokens_go_there_and_back() {
     assert_eq!(value["count"].as_u64().unwrap() as usize, value["tokens"].as_array().unwrap().len());
     assert_eq!(
         (value["token_strs"].as_array().unwrap().len(), &value["max_model_len"]),
-        (value["tokens"].as_array().unwrap().len(), &json!(512))
+        (value["tokens"].as_array().unwrap().len(), &json!(CONTEXT))
     );
     assert_eq!(server.good("/detokenize", &json!({"tokens": value["tokens"]}))["prompt"], text);
     let messages = json!({"messages": [{"role": "user", "content": "hi"}]});

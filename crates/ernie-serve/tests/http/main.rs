@@ -6,6 +6,7 @@ mod abuse;
 mod api;
 mod client;
 mod life;
+mod manner;
 mod model;
 mod safety;
 mod scoring;

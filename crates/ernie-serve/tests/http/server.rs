@@ -12,7 +12,7 @@ use ernie_serve::http::{Config, Failure, Limits, Served, serve};
 use serde_json::Value;
 
 use crate::client::{Answer, Client};
-use crate::model::{Told, tokenizer};
+use crate::model::{CONTEXT, Told, tokenizer};
 
 /// How a server is set up.
 pub(crate) struct Setup {
@@ -22,6 +22,10 @@ pub(crate) struct Setup {
     /// Requests that run at once.
     pub(crate) running: usize,
     pub(crate) with_tokenizer: bool,
+    /// What the model says; noise without it.
+    pub(crate) script: Option<String>,
+    /// The chat template; ERNIE's without it.
+    pub(crate) template: Option<&'static str>,
     /// The model is loaded when this is raised.
     pub(crate) loads_when: Arc<AtomicBool>,
     /// Loading fails.
@@ -36,6 +40,8 @@ impl Default for Setup {
             step: Duration::ZERO,
             running: 8,
             with_tokenizer: true,
+            script: None,
+            template: None,
             loads_when: Arc::new(AtomicBool::new(true)),
             broken_model: false,
         }
@@ -78,7 +84,7 @@ impl Server {
         let address = listener.local_addr().expect("an address");
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
-        let Setup { config, step, running, with_tokenizer, loads_when, broken_model } = setup;
+        let Setup { config, step, running, with_tokenizer, script, template, loads_when, broken_model } = setup;
         let load = move || {
             while !loads_when.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(5));
@@ -90,13 +96,16 @@ impl Server {
                 max_running: running,
                 max_waiting: 100_000,
                 step_tokens: 64.max(running),
-                cache_tokens: Some(running * 512),
+                cache_tokens: Some(running * CONTEXT),
                 prefix_cache_bytes: 64 << 10,
                 ..EngineOptions::default()
             };
-            let make = move || Engine::with_model(Box::new(Told::new(step)), options.clone());
+            let script = script.map(|text| tokenizer().encode(&text).expect("ids"));
+            let make = move || Engine::with_model(Box::new(Told::new(step, script.clone())), options.clone());
             let tokenizer = with_tokenizer.then(tokenizer);
-            Ok(Served { make_engine: Box::new(make), tokenizer, template: ChatTemplate::default_ernie() })
+            let template = template.map(|source| ChatTemplate::from_source(source).expect("a template"));
+            let template = template.unwrap_or_else(ChatTemplate::default_ernie);
+            Ok(Served { make_engine: Box::new(make), tokenizer, template })
         };
         let thread = std::thread::spawn(move || serve(listener, config, load, flag));
         Self { address, stop, thread: Some(thread) }

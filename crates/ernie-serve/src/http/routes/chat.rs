@@ -7,17 +7,19 @@ use axum::response::Response;
 use ernie_data::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
-use crate::http::answer::{self, Answer, Delta, Limits, Said, Tokens};
+use crate::http::answer::{self, Answer, Call, Delta, Limits, Said, Tokens, Whole};
 use crate::http::body::JsonBody;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::fields::{Fields, is_nothing};
+use crate::http::fields::Fields;
 use crate::http::guard::Deadline;
 use crate::http::limits::MAX_TOP_LOGPROBS;
 use crate::http::logprobs;
+use crate::http::manner::{Form, Spoken};
 use crate::http::messages::messages;
 use crate::http::params::Params;
 use crate::http::sse::{self, Events, Speaker};
 use crate::http::state::{App, Model};
+use crate::session::Delta as CallDelta;
 
 /// The handler.
 pub(super) async fn chat(
@@ -30,22 +32,19 @@ pub(super) async fn chat(
     let mut params = Params::take(&mut fields, &app, &model)?;
     params.logprobs = wanted_logprobs(&mut fields)?;
     params.max_tokens = max_tokens(&mut fields, app.config.limits.output_tokens)?;
-    refuse_unbuilt(&mut fields)?;
+    let form = Form::take(&mut fields)?;
     let list = fields.list("messages")?.ok_or_else(|| ApiError::field("messages", "missing", "a list of messages"))?;
     let messages = messages(list, "messages", app.config.limits.messages)?;
     model.tokenizer_for("messages")?;
 
     let place = app.admit(params.choices)?;
-    let render = model.clone();
-    let prompt = answer::aside(move || {
-        let tokenizer = render.tokenizer_for("messages")?;
-        Ok(render.template.render(&messages, true, tokenizer)?.encode(tokenizer)?)
-    });
+    let (render, choices, call_ids) = (model.clone(), params.choices, app.name("call_"));
+    let prompt = answer::aside(move || form.prepare(&render, &messages, choices, call_ids));
     let mut limits = Limits { deadline: deadline.0, phases: app.phases() };
-    let prompt = limits.within(prompt).await??;
+    let (prompt, manner) = limits.within(prompt).await??;
     app.check_prompt(&prompt)?;
     let max_tokens = params.max_tokens.unwrap_or(app.config.limits.output_tokens);
-    let answer = Answer::start(&model, vec![prompt], &params, max_tokens, limits, place).await?;
+    let answer = Answer::start(&model, vec![prompt], &params, max_tokens, manner, limits, place).await?;
     let shape = Shape { id: app.name("chatcmpl-"), created: app.now(), model: app.config.model.clone() };
     if params.stream {
         let (choices, include_usage) = (params.choices, params.include_usage);
@@ -56,7 +55,7 @@ pub(super) async fn chat(
     let choices = wholes.into_iter().enumerate().map(|(index, whole)| {
         json!({
             "index": index,
-            "message": {"role": "assistant", "content": whole.text, "refusal": null},
+            "message": message(&whole),
             "logprobs": logprobs_of(&model, params.logprobs.is_some(), &whole.tokens),
             "finish_reason": whole.finish,
         })
@@ -85,13 +84,37 @@ fn max_tokens(fields: &mut Fields, limit: usize) -> ApiResult<Option<usize>> {
     Ok(newer.or(older))
 }
 
-/// What the API has and this server does not have yet.
-fn refuse_unbuilt(fields: &mut Fields) -> ApiResult<()> {
-    let text = |value: &Value| value["type"] == "text";
-    fields.refuse("response_format", "other than text is not built yet", text)?;
-    fields.refuse("tools", "is not built yet", is_nothing)?;
-    let none = |value: &Value| value == "none" || value == "auto";
-    fields.refuse("tool_choice", "other than \"none\" is not built yet", none)
+/// The message of a choice that is over.
+fn message(whole: &Whole) -> Value {
+    let mut message = json!({"role": "assistant", "content": whole.text, "refusal": null});
+    if !whole.reasoning.is_empty() {
+        message["reasoning_content"] = whole.reasoning.as_str().into();
+    }
+    if !whole.calls.is_empty() {
+        if whole.text.is_empty() {
+            message["content"] = Value::Null;
+        }
+        let call = |call: &Call| {
+            let function = json!({"name": call.name, "arguments": call.arguments});
+            json!({"id": call.id, "type": "function", "function": function})
+        };
+        message["tool_calls"] = whole.calls.iter().map(call).collect();
+    }
+    message
+}
+
+/// A piece of a call, as a stream gives it.
+fn call_delta(delta: CallDelta) -> Value {
+    match delta {
+        CallDelta::CallStart { index, id, name } => {
+            let function = json!({"name": name, "arguments": ""});
+            json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]})
+        }
+        CallDelta::Arguments { index, delta } => {
+            json!({"tool_calls": [{"index": index, "function": {"arguments": delta}}]})
+        }
+        CallDelta::Text(text) => json!({"content": text}),
+    }
 }
 
 fn logprobs_of(model: &Model, wanted: bool, tokens: &[Said]) -> Value {
@@ -149,9 +172,20 @@ impl Speaker for Stream {
 
     fn say(&mut self, deltas: Vec<Delta>, out: &mut Events) {
         for delta in deltas {
-            let logprobs = logprobs_of(&self.loaded, self.with_logprobs && !delta.tokens.is_empty(), &delta.tokens);
-            if !delta.text.is_empty() || !logprobs.is_null() {
-                out.data(&self.chunk(delta.index, json!({"content": delta.text}), logprobs, None));
+            let with_logprobs = self.with_logprobs && !delta.tokens.is_empty();
+            let mut logprobs = logprobs_of(&self.loaded, with_logprobs, &delta.tokens);
+            let Spoken { reasoning, text, calls } = delta.spoken;
+            let mut pieces: Vec<Value> = Vec::new();
+            if !reasoning.is_empty() {
+                pieces.push(json!({"reasoning_content": reasoning}));
+            }
+            if !text.is_empty() || (pieces.is_empty() && calls.is_empty() && with_logprobs) {
+                pieces.push(json!({"content": text}));
+            }
+            pieces.extend(calls.into_iter().map(call_delta));
+            for piece in pieces {
+                // The tokens belong to all pieces together, and are told once.
+                out.data(&self.chunk(delta.index, piece, logprobs.take(), None));
             }
             if let Some(finish) = delta.finish {
                 out.data(&self.chunk(delta.index, json!({}), Value::Null, Some(finish)));

@@ -11,10 +11,11 @@ use crate::engine::Request;
 use crate::http::answer::{self, Answer, Delta, Limits, Said, Tokens, Whole};
 use crate::http::body::JsonBody;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::fields::{is_nothing, kind};
+use crate::http::fields::kind;
 use crate::http::guard::Deadline;
 use crate::http::limits::MAX_TOP_LOGPROBS;
 use crate::http::logprobs::{self, Position};
+use crate::http::manner::{self, Manner};
 use crate::http::params::{Params, token_ids};
 use crate::http::sse::{self, Events, Speaker};
 use crate::http::state::{App, Model};
@@ -44,8 +45,7 @@ pub(super) async fn completions(
     let least = if echo { 0 } else { 1 };
     let most = app.config.limits.output_tokens as u64;
     let max_tokens = fields.count("max_tokens", least..=most)?.unwrap_or(DEFAULT_MAX_TOKENS.min(most as usize));
-    fields.refuse("response_format", "is not honoured at this route", |value| value["type"] == "text")?;
-    fields.refuse("tools", "is not honoured at this route", is_nothing)?;
+    manner::refuse(&mut fields)?;
     let prompt = fields.need("prompt", "text, token ids, or a list of either")?;
     let prompts = prompts(prompt, "prompt", &model, app.config.limits.batch)?;
 
@@ -74,7 +74,7 @@ pub(super) async fn completions(
     if max_tokens == 0 {
         return Ok(stream.only_echo(&ids, params.stream));
     }
-    let answer = Answer::start(&model, ids, &params, max_tokens, limits, place).await?;
+    let answer = Answer::start(&model, ids, &params, max_tokens, Manner::default(), limits, place).await?;
     if params.stream {
         return Ok(sse::respond(answer, stream));
     }
@@ -288,9 +288,9 @@ impl Speaker for Shown {
     fn say(&mut self, deltas: Vec<Delta>, out: &mut Events) {
         for delta in deltas {
             let positions: Vec<Position> = delta.tokens.iter().filter_map(Position::of).collect();
-            let silent = delta.text.is_empty() && positions.is_empty() && delta.finish.is_none();
+            let silent = delta.spoken.text.is_empty() && positions.is_empty() && delta.finish.is_none();
             if !silent || self.return_token_ids {
-                let choice = self.choice(delta.index, &delta.text, &positions, &delta.tokens, delta.finish);
+                let choice = self.choice(delta.index, &delta.spoken.text, &positions, &delta.tokens, delta.finish);
                 out.data(&self.chunk(choice));
             }
         }

@@ -36,6 +36,10 @@ const CHAT: &[Field] = &[
     ("messages", "array", "The conversation: `role` and `content` of each turn"),
     ("max_completion_tokens", "integer", "Tokens at most"),
     ("max_tokens", "integer", "The older name of the same"),
+    ("response_format", "object", "`text`, `json_object`, `json_schema` with its schema, or `regex` with its pattern"),
+    ("tools", "array", "Functions that may be called"),
+    ("tool_choice", "object", "`none`, `auto`, `required`, or one by name"),
+    ("parallel_tool_calls", "boolean", "Whether several calls may be made at once"),
     ("logprobs", "boolean", "Give the log-probability of each token"),
     ("top_logprobs", "integer", "And so many of the likeliest"),
 ];
@@ -52,6 +56,7 @@ const RESPONSES: &[Field] = &[
     ("input", "string", "Text, or a list of messages"),
     ("instructions", "string", "A system message before the input"),
     ("max_output_tokens", "integer", "Tokens at most"),
+    ("text", "object", "`format`: as `response_format` of a chat"),
 ];
 
 const EMBEDDINGS: &[Field] = &[
@@ -106,7 +111,7 @@ fn describe(version: &str) -> Value {
                 .map(|&(name, kind, about)| {
                     let mut schema = json!({"description": about});
                     // What may be one thing or a list of them is described in words.
-                    if !matches!(name, "prompt" | "input" | "stop") {
+                    if !matches!(name, "prompt" | "input" | "stop" | "tool_choice") {
                         schema["type"] = kind.into();
                     }
                     (name.to_owned(), schema)

@@ -12,6 +12,7 @@ use crate::http::body::JsonBody;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::fields::{Fields, is_nothing, kind};
 use crate::http::guard::Deadline;
+use crate::http::manner::Form;
 use crate::http::messages::messages;
 use crate::http::params::Params;
 use crate::http::sse::{self, Events, Speaker};
@@ -26,6 +27,7 @@ pub(super) async fn responses(
     let model = app.model()?;
     let mut fields = body.fields;
     refuse_unbuilt(&mut fields)?;
+    let form = Form::take_text(&mut fields)?;
     let params = Params::take(&mut fields, &app, &model)?;
     if params.choices != 1 {
         return Err(ApiError::field("n", params.choices, "1 at this route"));
@@ -44,13 +46,11 @@ pub(super) async fn responses(
     let place = app.admit(1)?;
     let mut limits = Limits { deadline: deadline.0, phases: app.phases() };
     let render = model.clone();
-    let prompt = answer::aside(move || {
-        let tokenizer = render.tokenizer_for("input")?;
-        Ok(render.template.render(&conversation, true, tokenizer)?.encode(tokenizer)?)
-    });
-    let prompt = limits.within(prompt).await??;
+    let prompt = answer::aside(move || form.prepare(&render, &conversation, 1, String::new()));
+    let (prompt, manner) = limits.within(prompt).await??;
     app.check_prompt(&prompt)?;
-    let answer = Answer::start(&model, vec![prompt], &params, max_tokens.unwrap_or(limit), limits, place).await?;
+    let answer =
+        Answer::start(&model, vec![prompt], &params, max_tokens.unwrap_or(limit), manner, limits, place).await?;
     let object = Object {
         id: app.name("resp_"),
         message: app.name("msg_"),
@@ -81,9 +81,7 @@ fn refuse_unbuilt(fields: &mut Fields) -> ApiResult<()> {
         fields.refuse(name, why, |value| is_nothing(value) || holds_nothing(value))?;
     }
     fields.refuse("tool_choice", why, |value| value == "auto" || value == "none")?;
-    fields.refuse("truncation", "must be \"disabled\"", |value| value == "disabled")?;
-    let plain = |value: &Value| holds_nothing(value) || value["format"]["type"] == "text";
-    fields.refuse("text", "other than plain text is not honoured at this route", plain)
+    fields.refuse("truncation", "must be \"disabled\"", |value| value == "disabled")
 }
 
 /// An object whose fields are all null.
@@ -186,12 +184,12 @@ impl Speaker for Stream {
     fn say(&mut self, deltas: Vec<Delta>, out: &mut Events) {
         for delta in deltas {
             self.finish = delta.finish.unwrap_or(self.finish);
-            if delta.text.is_empty() {
+            if delta.spoken.text.is_empty() {
                 continue;
             }
-            self.text += &delta.text;
+            self.text += &delta.spoken.text;
             let mut value = self.place();
-            value["delta"] = delta.text.into();
+            value["delta"] = delta.spoken.text.into();
             value["logprobs"] = json!([]);
             self.event("response.output_text.delta", value, out);
         }
