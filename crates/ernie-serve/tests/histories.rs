@@ -174,7 +174,7 @@ fn run(options: EngineOptions, memory: usize, history: Vec<Act>) -> Result<Stats
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(120))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(120) })]
 
     /// At least 12,000 random arrivals, cancellations and steps.
     #[test]

@@ -210,7 +210,7 @@ fn shown(stops: &[String], text: &str) -> (String, bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     /// However a text falls into tokens: no part of a stop string is shown, and nothing else is lost.
     #[test]

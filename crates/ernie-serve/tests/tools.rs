@@ -190,7 +190,7 @@ fn text_and_arguments_stream() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3000) })]
 
     /// However an answer is cut: the same text and calls, and none of it is lost.
     #[test]

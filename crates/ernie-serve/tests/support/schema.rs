@@ -4,8 +4,18 @@ use serde_json::Value;
 
 /// Whether `value` is what `schema` allows; `document` is what references refer to.
 pub(crate) fn allows(document: &Value, schema: &Value, value: &Value) -> bool {
+    judge(document, schema, value, 0)
+}
+
+/// References followed without coming to a part of the value: beyond, a schema asks itself, and allows nothing by that.
+const MAX_HOPS: usize = 8;
+
+fn judge(document: &Value, schema: &Value, value: &Value, hops: usize) -> bool {
     let Some(map) = schema.as_object() else { return schema == &Value::Bool(true) };
-    let nested = |schema: &Value, value: &Value| allows(document, schema, value);
+    let nested = |schema: &Value, part: &Value| {
+        let hops = if std::ptr::eq(part, value) { hops } else { 0 };
+        judge(document, schema, part, hops)
+    };
     map.iter().all(|(keyword, rule)| {
         let list = || rule.as_array().unwrap();
         let count = |length: usize, least: bool| {
@@ -23,7 +33,10 @@ pub(crate) fn allows(document: &Value, schema: &Value, value: &Value) -> bool {
             "allOf" => list().iter().all(|schema| nested(schema, value)),
             "anyOf" => list().iter().any(|schema| nested(schema, value)),
             "oneOf" => list().iter().filter(|schema| nested(schema, value)).count() == 1,
-            "$ref" => nested(document.pointer(&rule.as_str().unwrap()[1..]).unwrap(), value),
+            "$ref" => {
+                let meant = document.pointer(&rule.as_str().unwrap()[1..]).unwrap();
+                hops < MAX_HOPS && judge(document, meant, value, hops + 1)
+            }
             "prefixItems" => value.as_array().is_none_or(|v| v.iter().zip(list()).all(|(item, s)| nested(s, item))),
             "items" => value.as_array().is_none_or(|items| {
                 let skip = map.get("prefixItems").and_then(Value::as_array).map_or(0, Vec::len);

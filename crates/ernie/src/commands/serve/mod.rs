@@ -51,7 +51,7 @@ pub(crate) struct Args {
     /// Serve everybody who can reach the address
     #[arg(long, conflicts_with = "api_key_file")]
     no_auth: bool,
-    /// An origin whose pages may call, such as https://example.org; may be given many times
+    /// An origin whose pages may call, such as `https://example.org`; may be given many times
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
     /// The certificate chain, in PEM
