@@ -6,7 +6,7 @@ mod schema;
 mod writer;
 
 use ernie_serve::engine::{Engine, EngineOptions, Event, FinishReason, Generate, Request, Sampling, Verdict, Watcher};
-use ernie_serve::session::{Grammar, GrammarCache};
+use ernie_serve::session::{Grammar, GrammarCache, GrammarVocab};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use writer::{Chain, EOS, End, answer, tokenizer, vocab};
@@ -351,6 +351,32 @@ fn nothing_but_text_is_ever_allowed() {
             }
             assert_eq!(allowed.contains(&EOS), watcher.may_end());
             let Some(&next) = allowed.iter().find(|&&id| id != EOS) else { break };
+            if watcher.accept(next) == Verdict::Stop {
+                break;
+            }
+        }
+    }
+}
+
+/// Models without a better end name a line break as one: it must not end an answer in the middle of an object.
+#[test]
+fn an_end_that_is_text_is_allowed_at_the_end_alone() {
+    let tokenizer = tokenizer();
+    let size = tokenizer.vocab_size();
+    let line = (0..size as u32).find(|&id| tokenizer.token_bytes(id).is_some_and(|bytes| bytes == b"\n")).unwrap();
+    let vocab = GrammarVocab::new(&tokenizer, size, &[EOS, line], &[]).unwrap();
+    let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]});
+    let grammars = [Grammar::json_schema(&vocab, &schema).unwrap(), Grammar::regex(&vocab, "a\n*b?").unwrap()];
+    for (grammar, seed) in grammars.iter().flat_map(|grammar| (0..20).map(move |seed| (grammar, seed))) {
+        let mut watcher = grammar.watch();
+        let mut random = writer::random(seed);
+        for _ in 0..40 {
+            let mut logits = vec![0.0; size];
+            watcher.mask(&mut logits);
+            assert_eq!(logits[line as usize] == 0.0, watcher.may_end());
+            let allowed: Vec<u32> =
+                (0..size as u32).filter(|&id| logits[id as usize] == 0.0 && ![EOS, line].contains(&id)).collect();
+            let Some(&next) = allowed.get((random() * allowed.len() as f32) as usize) else { break };
             if watcher.accept(next) == Verdict::Stop {
                 break;
             }

@@ -65,7 +65,9 @@ impl GrammarVocab {
             if let Some((tag, _)) = tags.iter().find(|(_, tag)| *tag == id) {
                 return [&[TokTrie::SPECIAL_TOKEN_MARKER], tag.as_bytes()].concat();
             }
-            let bytes = tokenizer.token_bytes(id).filter(|_| is_text(tokenizer, id)).unwrap_or_default();
+            // An id that ends an answer is no text of it, even where it is a line break, as with models that know no better end.
+            let spoken = is_text(tokenizer, id) && !end_ids.contains(&id);
+            let bytes = tokenizer.token_bytes(id).filter(|_| spoken).unwrap_or_default();
             // The marker is no part of any text, and what is longer is deeper than the trie can be.
             let usable = bytes.len() <= MAX_TOKEN_BYTES && !bytes.contains(&TokTrie::SPECIAL_TOKEN_MARKER);
             if usable { bytes.to_vec() } else { Vec::new() }
