@@ -4,7 +4,7 @@
 //!
 //! Prints GOP/s and the share of the byte multiply-add peak for hundreds of rows, the rounding of activations included, and for one
 //! row GB/s of packed weights beside a prefetching reader, run in turn, over more weights than the last-level cache holds.
-//! Medians.
+//! Medians; with `--best` the best runs, for a busy machine.
 #![allow(clippy::print_stdout, reason = "a program that prints")]
 
 use std::hint::black_box;
@@ -21,7 +21,12 @@ fn seconds(f: impl FnOnce()) -> f64 {
 
 fn median(mut all: Vec<f64>) -> f64 {
     all.sort_by(f64::total_cmp);
-    all[all.len() / 2]
+    if best() { all[0] } else { all[all.len() / 2] }
+}
+
+/// Whether the best runs are wanted, as on a busy machine.
+fn best() -> bool {
+    std::env::args().any(|a| a == "--best")
 }
 
 /// Median seconds of `runs` calls after one that warms up.
@@ -186,7 +191,9 @@ fn main() {
             (8, 1024, 6144),
         ] {
             let x = &big[..rows * k];
-            let mut y = vec![0.0; rows * out];
+            let mut y = vec![0.0; rows * out + 16];
+            let skip = if std::env::var("AL").is_ok() { y.as_ptr().align_offset(64) } else { 0 };
+            let y = &mut y[skip..skip + rows * out];
             let operations = (2 * rows * k * out) as f64;
             let runs = (2e10 / operations).clamp(15.0, 225.0) as usize;
             print!("  {rows:3} x {k:4} x {out:4}");
@@ -195,11 +202,14 @@ fn main() {
                 // In turn with the peak, because neighbours slow a shared machine down by a half for seconds.
                 let (rates, shares) = (0..15)
                     .map(|_| {
-                        let rate = operations / timed(runs / 15, || product(x, rows, &w, &mut y));
-                        (rate, rate / peak(threads, 1))
+                        let rate = operations / timed(runs / 15, || product(x, rows, &w, y));
+                        let sign = if best() { -1.0 } else { 1.0 };
+                        (sign * rate, sign * rate / peak(threads, 1))
                     })
                     .unzip();
-                print!("   {name} {:4.0} ({:2.0}%)", median(rates) / 1e9, median(shares) * 100.0);
+                let (rate, share) =
+                    if best() { (-median(rates), -median(shares)) } else { (median(rates), median(shares)) };
+                print!("   {name} {:4.0} ({:2.0}%)", rate / 1e9, share * 100.0);
             }
             let rounding = timed(20, || {
                 let x = Activations::new(x, rows, k);

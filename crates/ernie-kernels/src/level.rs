@@ -21,7 +21,7 @@ pub enum Level {
     Avx512Vnni,
     /// And AVX-512 BF16: dot products of pairs of bfloat16.
     Avx512Bf16,
-    /// And AMX with bytes and bfloat16: products of small matrices in tile registers, where the operating system lends them.
+    /// And AVX-512 FP16, and AMX with bytes and bfloat16: products of small matrices in tile registers, where the operating system lends them.
     Amx,
 }
 
@@ -122,8 +122,8 @@ fn detect() -> Level {
 fn tiles() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
-    /// AMX-BF16, AMX-TILE and AMX-INT8 in leaf 7, register edx.
-    const FEATURES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    /// AMX-BF16, AVX-512 FP16 (every processor with tiles has it), AMX-TILE and AMX-INT8 in leaf 7, register edx.
+    const FEATURES: u32 = 1 << 22 | 1 << 23 | 1 << 24 | 1 << 25;
     /// Tile configuration and tile data in the register that says what the system saves for a process.
     const STATES: u64 = 1 << 17 | 1 << 18;
 

@@ -224,3 +224,24 @@ pub fn packed(x: &[f32], w: &Matrix) -> Vec<f32> {
     }
     y
 }
+
+/// As [`packed`], by the definition at [`crate::Level::Amx`] of a matrix with one scale a row: input rounded to bf16, sums here in f64.
+/// Also a bound of what sums in f32 may differ by.
+pub fn packed_bf16(x: &[f32], w: &Matrix) -> (Vec<f32>, Vec<f32>) {
+    let (k, out) = (w.in_features(), w.out_features());
+    let (mut y, mut bounds) = (Vec::new(), Vec::new());
+    for x in x.chunks_exact(k.max(1)) {
+        let largest = x.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        let finite = x.iter().all(|x| x.is_finite());
+        // Halves, which do not round to infinity.
+        let x = x.iter().map(|x| 2.0 * f64::from(half::bf16::from_f32(x / 2.0).to_f32()));
+        let x: Vec<f64> = if largest < 7.703_72e-34 { vec![0.0; k] } else { x.collect() };
+        for o in 0..out {
+            let scale = f64::from(w.scale(o, 0).0);
+            let products = || x.iter().enumerate().map(|(i, x)| f64::from(w.integer(o, i)) * scale * x);
+            y.push(if finite { products().sum::<f64>() as f32 } else { f32::NAN });
+            bounds.push((products().map(f64::abs).sum::<f64>() * (k + 4) as f64 / f64::from(1 << 24)) as f32);
+        }
+    }
+    (y, bounds)
+}

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use super::brains::Brains;
 use super::buffer::Scratch;
 use super::rounding;
 use crate::level::Isa;
@@ -63,6 +65,8 @@ pub struct Activations<'a> {
     k: usize,
     /// By the length of a run: 16, 32, 64, 128.
     quantized: [OnceLock<Quantized>; 4],
+    #[cfg(target_arch = "x86_64")]
+    brains: OnceLock<Brains>,
 }
 
 impl<'a> Activations<'a> {
@@ -72,7 +76,14 @@ impl<'a> Activations<'a> {
     /// When the length does not fit.
     pub fn new(x: &'a [f32], rows: usize, k: usize) -> Self {
         assert!(rows.checked_mul(k) == Some(x.len()), "activations: {} elements, not {rows} rows of {k}", x.len());
-        Activations { x, rows, k, quantized: [const { OnceLock::new() }; 4] }
+        Activations {
+            x,
+            rows,
+            k,
+            quantized: [const { OnceLock::new() }; 4],
+            #[cfg(target_arch = "x86_64")]
+            brains: OnceLock::new(),
+        }
     }
 
     /// Number of rows.
@@ -88,6 +99,12 @@ impl<'a> Activations<'a> {
     /// The floats, `[rows, k]`.
     pub fn floats(&self) -> &'a [f32] {
         self.x
+    }
+
+    /// The rows as bf16, made on the first call.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn brains(&self, isa: Isa) -> &Brains {
+        self.brains.get_or_init(|| Brains::new(isa, self.x, self.rows, self.k))
     }
 
     /// The rows as bytes with a side for each run of `run` elements, made on the first call.

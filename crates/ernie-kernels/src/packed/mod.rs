@@ -14,8 +14,8 @@
 //! * [`Kind::Int8`]: `sum = fma(dot[r], s[r], sum)`, and at the end `y = sum * d`;
 //! * blocks: `sum = fma(dot[r] * d[r], s[r], sum)`, then, with minimums, `sum = fma(m[r], Σa * s[r], sum)`; `y = sum`.
 //!
-//! Each product, fma and conversion is rounded once. Nothing in it knows the number of rows, the level, the threads or the kernel:
-//! all of them give the same bits, the plain twin [`crate::reference::packed`] included. For each output the error against exact
+//! Each product, fma and conversion is rounded once. Nothing in it knows the number of rows, the level (with one exception, below), the
+//! threads or the kernel: all of them give the same bits, the plain twin [`crate::reference::packed`] included. For each output the error against exact
 //! weights and activations is at most `Σ |w| s / 2` from rounding the activations, and a few units in the last place.
 //!
 //! # Offset
@@ -23,14 +23,18 @@
 //! `vpdpbusd` multiplies unsigned by signed bytes. Weights are stored with an offset that makes them unsigned, and the accumulator of
 //! a run starts at minus the offset times the sum of the run's activations, which is known: the offset costs nothing.
 //!
-//! # Why not in tile registers
+//! # In tile registers
 //!
-//! A product of tiles ([`crate::Level::Amx`]) does in 16 cycles what takes 64 `vpdpbusd`. But the dot products of a run must become floats
-//! before those of the next are added, and only vectors convert: each product would be followed by a `tilestored`, during which the
-//! processor issues nothing else for 16 cycles, and by sixteen loads, conversions and multiply-adds. On a Sapphire Rapids core with
-//! all operands in the first-level cache that came to 44 cycles for 16 rows by 16 outputs by a run of 32, 1,050 GOP/s, where vectors reach 650.
-//! With operands where they really lie, the same bits took 0.8 to 1.4 times as long as vectors for 512 rows and 1.0 to 1.6 times for 16,
-//! with sums in registers, whole rows at a time or in slices. Runs of 64 would give 1,940 GOP/s in that loop and runs of 128 2,900.
+//! [`Level::Amx`](crate::Level::Amx) multiplies [`Kind::Int8`] otherwise. Input rows are rounded to bf16, in which the integers of weights are
+//! exact, and one tile register after the other is added up to `sum`, an f32, over the whole row; at the end `y = sum * d`. The error of rounding
+//! is at most `Σ |w| |x| / 256`, a fifth of what groups of bytes cost where elements are of one magnitude, and less where one element of
+//! a group is large. Order and roundings are in `bytes_amx`: there too they depend on nothing but the row and the weights.
+//!
+//! Blocks stay with vectors. Their dot products must become floats block by block, and only vectors convert: each product of tiles would be
+//! followed by a `tilestored`, during which the processor issues nothing else for 16 cycles, and by sixteen loads, conversions and
+//! multiply-adds. On a Sapphire Rapids core with all operands in the first-level cache that came to 44 cycles for 16 rows by 16 outputs by
+//! 32 elements, 1,050 GOP/s, where vectors reach 650; with operands where they really lie, to 0.8 to 1.4 times the time of vectors.
+//! To widen blocks to bf16 with their scales costs more instructions than one row of input has time for.
 //!
 //! ```
 //! use ernie_kernels::packed::{Activations, Builder, Kind, Product, multiply};
@@ -46,7 +50,11 @@
 //! ```
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod brains;
 mod buffer;
+#[cfg(target_arch = "x86_64")]
+mod bytes_amx;
 mod encode;
 pub mod float;
 #[cfg(target_arch = "x86_64")]

@@ -4,9 +4,15 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::activations::{Activations, Side};
+#[cfg(target_arch = "x86_64")]
+use super::bytes_amx;
+#[cfg(target_arch = "x86_64")]
+use super::layout::Kind;
 use super::layout::{Blocks, Layout, PANEL, SUPER, Scales};
 use super::matrix::Matrix;
 use super::tile::{self, Shape, Spread, Tile};
+#[cfg(target_arch = "x86_64")]
+use crate::Level;
 use crate::level::Isa;
 use crate::pool::{self, Shared};
 
@@ -59,20 +65,8 @@ pub fn multiply(x: &Activations<'_>, products: &mut [Product<'_>]) {
             if y.is_empty() {
                 return None;
             }
-            let quantized = x.quantized(isa, w.layout.kind.run());
-            let (bytes, sides) = quantized.rows(rows.clone());
-            let (stride, side_stride) = (quantized.stride, quantized.side_stride);
-            let mut job = Job {
-                w,
-                bytes,
-                stride,
-                sides,
-                side_stride,
-                rows: rows.len(),
-                y: Shared::new(y),
-                chunk: 1,
-                first: tasks,
-            };
+            let input = Input::of(isa, x, w, rows.clone());
+            let mut job = Job { w, input, rows: rows.len(), y: Shared::new(y), chunk: 1, first: tasks };
             job.chunk = job.panels_a_task();
             tasks += w.layout.panels().div_ceil(job.chunk);
             Some(job)
@@ -82,18 +76,48 @@ pub fn multiply(x: &Activations<'_>, products: &mut [Product<'_>]) {
         for task in range {
             let job = &jobs[jobs.partition_point(|job| job.first <= task) - 1];
             let first = (task - job.first) * job.chunk;
-            job.run(isa, first..(first + job.chunk).min(job.w.layout.panels()));
+            let panels = first..(first + job.chunk).min(job.w.layout.panels());
+            match &job.input {
+                Input::Bytes(x) => Bytes { job, x }.run(isa, panels),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the panels of a task, and so the columns of `y`, are its own.
+                Input::Brains(x) => unsafe { bytes_amx::run(isa, job.w, *x, &job.y, panels) },
+            }
         }
     });
+}
+
+/// The rows of a product as its kernel takes them.
+enum Input<'a> {
+    Bytes(Quantities<'a>),
+    #[cfg(target_arch = "x86_64")]
+    Brains(super::brains::Rows<'a>),
+}
+
+impl<'a> Input<'a> {
+    fn of(isa: Isa, x: &'a Activations<'_>, w: &Matrix, rows: Range<usize>) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if isa.level() == Level::Amx && w.layout.kind == Kind::Int8 {
+            return Input::Brains(x.brains(isa).rows(rows));
+        }
+        let quantized = x.quantized(isa, w.layout.kind.run());
+        let (bytes, sides) = quantized.rows(rows);
+        Input::Bytes(Quantities { bytes, stride: quantized.stride, sides, side_stride: quantized.side_stride })
+    }
+}
+
+/// Rows of bytes and their sides.
+struct Quantities<'a> {
+    bytes: &'a [u8],
+    stride: usize,
+    sides: &'a [Side],
+    side_stride: usize,
 }
 
 /// A product and how it is cut into tasks.
 struct Job<'a> {
     w: &'a Matrix,
-    bytes: &'a [u8],
-    stride: usize,
-    sides: &'a [Side],
-    side_stride: usize,
+    input: Input<'a>,
     rows: usize,
     y: Shared<'a, f32>,
     /// Panels of a task.
@@ -107,19 +131,31 @@ impl Job<'_> {
     fn panels_a_task(&self) -> usize {
         let layout = &self.w.layout;
         let streamed = WORTH_BYTES.div_ceil(layout.panel_bytes().max(1));
+        #[cfg(target_arch = "x86_64")]
+        if let Input::Brains(_) = self.input {
+            return bytes_amx::panels_a_task(layout.panels(), self.rows, streamed);
+        }
         if self.rows <= STREAMED {
             return streamed;
         }
         WORTH.div_ceil((layout.padded * PANEL * self.rows).max(1)).min(streamed).next_multiple_of(3)
     }
+}
 
+/// A product of bytes.
+struct Bytes<'a> {
+    job: &'a Job<'a>,
+    x: &'a Quantities<'a>,
+}
+
+impl Bytes<'_> {
     /// Computes the outputs of some panels.
     fn run(&self, isa: Isa, panels: Range<usize>) {
         let (heights, most) = tile::block_rows(isa);
         let mut panel = panels.start;
         while panel < panels.end {
-            if self.rows <= STREAMED {
-                let all = Slice::of(&self.w.layout, 0, self.w.layout.padded);
+            if self.job.rows <= STREAMED {
+                let all = Slice::of(&self.job.w.layout, 0, self.job.w.layout.padded);
                 self.rows(isa, heights, panel, 1, &all);
                 panel += 1;
             } else {
@@ -132,12 +168,12 @@ impl Job<'_> {
 
     /// `n` panels, slice after slice.
     fn slices(&self, isa: Isa, heights: &[usize], panel: usize, n: usize) {
-        let layout = &self.w.layout;
+        let layout = &self.job.w.layout;
         let blocks = layout.kind.blocks();
         let each = 1 + usize::from(layout.kind.has_minimum());
         let scales = blocks.map_or(0, |b| SLICE / b.elements * PANEL * each);
         let bytes = if layout.kind.nibbles() { SLICE * PANEL } else { 0 };
-        let sums = if layout.padded > SLICE { self.rows * PANEL } else { 0 };
+        let sums = if layout.padded > SLICE { self.job.rows * PANEL } else { 0 };
         pool::scratch(n * (sums + scales + bytes / size_of::<f32>()), |scratch| {
             let (sums, scratch) = scratch.split_at_mut(n * sums);
             let sums = Cell::from_mut(sums).as_slice_of_cells();
@@ -152,7 +188,8 @@ impl Job<'_> {
                     let by = (128 - layout.kind.offset()) as u8;
                     for (i, to) in wide.chunks_exact_mut(SLICE * PANEL).enumerate() {
                         let lines = elements * PANEL / 128;
-                        let weights = &self.w.panel(panel + i)[layout.scale_bytes + from * PANEL / 2..][..lines * 64];
+                        let weights =
+                            &self.job.w.panel(panel + i)[layout.scale_bytes + from * PANEL / 2..][..lines * 64];
                         // SAFETY: `isa` is supported; so many lines are there, and `to` holds a slice, which is no shorter.
                         unsafe { tile::widening(isa)(weights.as_ptr(), to.as_mut_ptr(), lines, by) };
                     }
@@ -166,7 +203,7 @@ impl Job<'_> {
                             "multiply: scales outside their panel"
                         );
                         let spread = Spread {
-                            from: self.w.panel(panel + i).as_ptr(),
+                            from: self.job.w.panel(panel + i).as_ptr(),
                             subs_start: layout.subs_start(),
                             super_shift: slice.super_shift,
                             first,
@@ -186,8 +223,8 @@ impl Job<'_> {
     /// All rows by a slice of `n` panels.
     fn rows(&self, isa: Isa, heights: &[usize], panel: usize, n: usize, slice: &Slice<'_>) {
         let mut row = 0;
-        while row < self.rows {
-            let left = self.rows - row;
+        while row < self.job.rows {
+            let left = self.job.rows - row;
             let m = heights.iter().copied().find(|&m| m <= left).unwrap_or(1);
             self.block(isa, panel, n, row, m, slice);
             row += m;
@@ -196,7 +233,7 @@ impl Job<'_> {
 
     /// One register block: `m` rows from `row` on by a slice of `n` panels from `panel` on.
     fn block(&self, isa: Isa, panel: usize, n: usize, row: usize, m: usize, slice: &Slice<'_>) {
-        let layout = &self.w.layout;
+        let layout = &self.job.w.layout;
         let (size, run) = (layout.panel_bytes(), layout.kind.run());
         let Slice { from, elements, mut shape, .. } = *slice;
         let (w, w_stride, w_bytes) = match slice.weights {
@@ -206,7 +243,7 @@ impl Job<'_> {
             }
             None => {
                 let each = if shape.nibbles { PANEL / 2 } else { PANEL };
-                (&self.w.panels()[panel * size + layout.scale_bytes + from * each..], size, elements * each)
+                (&self.job.w.panels()[panel * size + layout.scale_bytes + from * each..], size, elements * each)
             }
         };
         let (scales, scales_stride) = match slice.scales {
@@ -214,40 +251,40 @@ impl Job<'_> {
                 shape.scales = tile::WIDE;
                 (scales.as_ptr().cast(), scales.len() / n * size_of::<f32>())
             }
-            None => (self.w.panels()[panel * size..].as_ptr(), size),
+            None => (self.job.w.panels()[panel * size..].as_ptr(), size),
         };
-        let row_scales = self.w.row_scales();
+        let row_scales = self.job.w.row_scales();
         let outputs = panel * PANEL..((panel + n) * PANEL).min(layout.out);
         let whole = from == 0 && elements == layout.padded;
         // Everything a kernel touches, once more: the unsafe call below rests on these.
         assert!(
-            m <= self.rows - row
-                && self.bytes.len() >= self.rows * self.stride
-                && self.sides.len() >= self.rows * self.side_stride
+            m <= self.job.rows - row
+                && self.x.bytes.len() >= self.job.rows * self.x.stride
+                && self.x.sides.len() >= self.job.rows * self.x.side_stride
                 && from + elements <= layout.padded
-                && layout.padded <= self.stride
-                && layout.padded / run <= self.side_stride
+                && layout.padded <= self.x.stride
+                && layout.padded / run <= self.x.side_stride
                 && w.len() >= (n - 1) * w_stride + w_bytes
                 && (whole || slice.scales.is_some() || shape.scales == tile::ROW)
-                && (whole || slice.sums.len() >= self.rows * n * PANEL)
-                && self.w.panels().len() >= (panel + n) * size
+                && (whole || slice.sums.len() >= self.job.rows * n * PANEL)
+                && self.job.w.panels().len() >= (panel + n) * size
                 && outputs.len() > (n - 1) * PANEL
                 && (layout.kind.blocks().is_some() || row_scales.len() >= (panel + n) * PANEL)
-                && self.y.len() >= self.rows * layout.out,
+                && self.job.y.len() >= self.job.rows * layout.out,
             "multiply: a block outside its operands"
         );
         let tile = Tile {
-            x: self.bytes[row * self.stride + from..].as_ptr(),
-            x_stride: self.stride,
-            sides: self.sides[row * self.side_stride + from / run..].as_ptr(),
-            side_stride: self.side_stride,
+            x: self.x.bytes[row * self.x.stride + from..].as_ptr(),
+            x_stride: self.x.stride,
+            sides: self.x.sides[row * self.x.side_stride + from / run..].as_ptr(),
+            side_stride: self.x.side_stride,
             w: w.as_ptr(),
             w_stride,
             scales,
             scales_stride,
             subs_start: layout.subs_start(),
             row_scales: if shape.scales == tile::ROW { row_scales[panel * PANEL..].as_ptr() } else { std::ptr::null() },
-            y: self.y.pointer().wrapping_add(row * layout.out + outputs.start),
+            y: self.job.y.pointer().wrapping_add(row * layout.out + outputs.start),
             y_stride: layout.out,
             last: outputs.len() - (n - 1) * PANEL,
             runs: elements / run,

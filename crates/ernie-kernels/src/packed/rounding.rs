@@ -4,7 +4,7 @@ use super::activations::{GROUP, Side};
 use crate::level::Isa;
 
 /// A group whose largest magnitude is below this counts as zeros: the reciprocal of its scale would leave the range of f32.
-const TINY: f32 = 7.703_72e-34; // 2^-110
+pub(super) const TINY: f32 = 7.703_72e-34; // 2^-110
 
 /// Added to a float of magnitude below 2^22 it rounds it to the nearest integer, ties to even, and leaves that in the low bits.
 pub(crate) const ROUND: f32 = 12_582_912.0;
