@@ -1,5 +1,6 @@
 //! Element-wise helpers: adding, scaling, rounding to bfloat16, and the vector exponential.
 
+use crate::fresh;
 use crate::level::Isa;
 use crate::pool::{self, GRAIN};
 use crate::simd;
@@ -41,14 +42,14 @@ kernel! {
     }
 }
 
-/// `y += x`.
+/// `a + b`.
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn add(y: &mut [f32], x: &[f32]) {
-    assert_eq!(y.len(), x.len(), "add: lengths differ");
+pub fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {
+    assert_eq!(a.len(), b.len(), "sum: lengths differ");
     let isa = Isa::current();
-    pool::pieces(y, GRAIN, |at, y| add_slice(isa, y, &x[at..at + y.len()]));
+    fresh::mapped(a, |at, y| add_slice(isa, y, &b[at..at + y.len()]))
 }
 
 /// `y += s * x`.
@@ -67,12 +68,12 @@ pub fn scale(y: &mut [f32], s: f32) {
     pool::pieces(y, GRAIN, |_, y| scale_slice(isa, y, s));
 }
 
-/// Rounds each element to the nearest bfloat16 (ties to even) and leaves it in single precision; NaN stays NaN.
+/// Each element rounded to the nearest bfloat16 (ties to even), in single precision; NaN stays NaN.
 ///
 /// This is how a bfloat16 model is computed here: activations are rounded where the model would store them, sums stay in f32.
-pub fn round_to_bf16(y: &mut [f32]) {
+pub fn rounded_to_bf16(x: &[f32]) -> Vec<f32> {
     let isa = Isa::current();
-    pool::pieces(y, GRAIN, |_, y| round_slice(isa, y));
+    fresh::mapped(x, |_, y| round_slice(isa, y))
 }
 
 /// Replaces each element by its exponential, within 2 units in the last place; subnormal results and infinity included.

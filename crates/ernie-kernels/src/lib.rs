@@ -41,6 +41,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod experts;
 pub mod formats;
+pub mod fresh;
 pub mod gemm;
 mod level;
 pub mod limits;

@@ -48,9 +48,7 @@ impl Deref for Slice<'_> {
 ///
 /// Not candle's `+`: its own thread pool spins between ops and takes the cores from ours.
 pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let mut total = Slice::of(a)?.to_vec();
-    ernie_kernels::elementwise::add(&mut total, &Slice::of(b)?);
-    tensor(total, a.dims())
+    tensor(ernie_kernels::elementwise::sum(&Slice::of(a)?, &Slice::of(b)?), a.dims())
 }
 
 /// A new CPU tensor that owns `data`.

@@ -127,6 +127,24 @@ impl Value {
         Ok(self.slice()?.to_vec())
     }
 
+    /// Some of its rows, in the order asked for, without memory.
+    ///
+    /// # Shapes
+    /// `[T, n]` → `[rows.len(), n]`
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a row is not there.
+    pub fn rows(&self, rows: &[usize]) -> Result<Self> {
+        let (width, all) = (self.dim(1), self.slice()?);
+        let mut chosen = Vec::with_capacity(rows.len() * width);
+        for &row in rows {
+            let line = (row < self.dim(0)).then(|| &all[row * width..(row + 1) * width]);
+            chosen
+                .extend_from_slice(line.ok_or_else(|| Error::shape("rows", format!("row {row} of {}", self.dim(0))))?);
+        }
+        Self::from_vec(chosen, &[rows.len(), width])
+    }
+
     /// The number in a value of one element.
     pub fn scalar(&self) -> Result<f32> {
         match &*self.slice()? {

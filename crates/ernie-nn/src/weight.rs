@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ernie_kernels::Rows;
+use ernie_kernels::{Rows, fresh};
 
 use crate::error::ensure;
 use crate::packed::Job;
@@ -64,7 +64,7 @@ impl Weight {
         let (outs, ins) = (self.out_features(), self.in_features());
         ensure(ins > 0 && x.len().is_multiple_of(ins), "linear", || format!("{} inputs for rows of {ins}", x.len()))?;
         let rows = x.len() / ins;
-        let mut y = vec![0.0; rows * outs];
+        let mut y = fresh::zeros(rows * outs);
         match self {
             Self::Packed(w) => Packed::multiply(x, ins, vec![Job { rows: 0..rows, w, y: &mut y }]),
             Self::Parameter(parameter) => {

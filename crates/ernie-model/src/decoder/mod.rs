@@ -106,15 +106,11 @@ impl Decoder {
     /// As [`Self::hidden`]; and [`Error::Request`] if a row is beyond the batch.
     pub fn forward_logits(&self, tokens: &Tokens, cache: Option<&mut dyn KvCache>, rows: &[usize]) -> Result<Vec<f32>> {
         no_grad(|| {
-            let hidden = self.hidden(tokens, cache, &mut ())?;
-            let width = self.config.hidden_size;
-            let all = hidden.to_vec()?;
-            let mut chosen = Vec::with_capacity(rows.len() * width);
-            for &row in rows {
-                let line = all.get(row * width..(row + 1) * width);
-                chosen.extend_from_slice(line.ok_or_else(|| Error::Request(format!("row {row} of {}", tokens.len())))?);
+            if let Some(row) = rows.iter().find(|&&row| row >= tokens.len()) {
+                return Err(Error::Request(format!("row {row} of {}", tokens.len())));
             }
-            Ok(self.logits(&Value::from_vec(chosen, &[rows.len(), width])?)?.to_vec()?)
+            let hidden = self.hidden(tokens, cache, &mut ())?;
+            Ok(self.logits(&hidden.rows(rows)?)?.to_vec()?)
         })
     }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 pub use ernie_kernels::attention::paged::Write;
 use ernie_kernels::attention::{self as kernel, paged};
 pub use ernie_kernels::attention::{CacheFormat, Heads, PAGE};
+use ernie_kernels::fresh;
 
 use crate::error::ensure;
 use crate::slice::{Slice, tensor};
@@ -32,7 +33,7 @@ pub fn attention(q: &Value, k: &Value, v: &Value, spans: &[Span], heads: Heads) 
     let rows = q.dim(0);
     check(q, k, v, spans, &heads)?;
     let spans: Vec<Range<usize>> = spans.iter().map(|span| span.rows.clone()).collect();
-    let mut out = vec![0.0; rows * heads.query_heads * heads.head_dim];
+    let mut out = fresh::zeros(rows * heads.query_heads * heads.head_dim);
     let mut log_sums = vec![0.0; rows * heads.query_heads];
     kernel::forward(&q.slice()?, &k.slice()?, &v.slice()?, &heads, &spans, None, &mut out, &mut log_sums);
     let out = tensor(out, q.shape())?;
@@ -40,7 +41,7 @@ pub fn attention(q: &Value, k: &Value, v: &Value, spans: &[Span], heads: Heads) 
     Ok(Value::from_op(out, &[q, k, v], move |gradient| {
         let [q, k, v, out] = &kept;
         let (mut dq, mut dk, mut dv) =
-            (vec![0.0; q.elem_count()], vec![0.0; k.elem_count()], vec![0.0; v.elem_count()]);
+            (fresh::zeros(q.elem_count()), fresh::zeros(k.elem_count()), fresh::zeros(v.elem_count()));
         kernel::backward(
             &Slice::of(q)?,
             &Slice::of(k)?,
@@ -120,7 +121,7 @@ pub fn attention_over_pages(
         })?;
         next = span.rows.end;
     }
-    let mut out = vec![0.0; q.tensor().elem_count()];
+    let mut out = fresh::zeros(q.tensor().elem_count());
     let spans: Vec<paged::Span<'_>> = pages
         .iter()
         .zip(spans)

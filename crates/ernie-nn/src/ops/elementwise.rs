@@ -67,7 +67,5 @@ pub fn weighted_sum(x: &Value, weights: &Tensor) -> Result<Value> {
 
 /// Rounds to the nearest bf16 and back: what a bf16 activation keeps. For inference; not recorded.
 pub fn round_to_bf16(x: &Value) -> Result<Value> {
-    let mut data = x.to_vec()?;
-    ernie_kernels::elementwise::round_to_bf16(&mut data);
-    Value::from_vec(data, x.shape())
+    Value::from_vec(ernie_kernels::elementwise::rounded_to_bf16(&x.slice()?), x.shape())
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use ernie_kernels::experts::{self as kernel, Order};
-use ernie_kernels::{gemm, swiglu};
+use ernie_kernels::{fresh, gemm, swiglu};
 
 use super::Routing;
 use crate::error::ensure;
@@ -34,12 +34,12 @@ pub fn experts(x: &Value, routing: &Routing, experts: &[Expert]) -> Result<Value
         format!("x {:?}, {} choices of {} experts", x.shape(), routing.indices.len(), experts.len())
     })?;
     let order = Order::new(&routing.indices, experts.len(), k);
-    let mut gathered = vec![0.0; rows * k * hidden];
+    let mut gathered = fresh::zeros(rows * k * hidden);
     kernel::gather(&x.slice()?, hidden, &order, &mut gathered);
-    let mut results = vec![0.0; rows * k * hidden];
+    let mut results = fresh::zeros(rows * k * hidden);
     if let Some(packed) = experts.iter().map(packed).collect::<Option<Vec<_>>>() {
         packed_experts(&gathered, &order, &packed, &mut results)?;
-        let mut out = vec![0.0; rows * hidden];
+        let mut out = fresh::zeros(rows * hidden);
         kernel::combine(&results, Some(&routing.weights.slice()?), hidden, &order, &mut out);
         return Value::from_vec(out, &[rows, hidden]);
     }
@@ -48,12 +48,12 @@ pub fn experts(x: &Value, routing: &Routing, experts: &[Expert]) -> Result<Value
         let span = order.rows(index).start * hidden..order.rows(index).end * hidden;
         let gate = expert.gate_proj.multiply(&gathered[span.clone()])?;
         let up = expert.up_proj.multiply(&gathered[span.clone()])?;
-        let mut inner = vec![0.0; gate.len()];
+        let mut inner = fresh::zeros(gate.len());
         swiglu::forward(&gate, &up, &mut inner);
         results[span].copy_from_slice(&expert.down_proj.multiply(&inner)?);
         kept.push((index, gate, up));
     }
-    let mut out = vec![0.0; rows * hidden];
+    let mut out = fresh::zeros(rows * hidden);
     kernel::combine(&results, Some(&routing.weights.slice()?), hidden, &order, &mut out);
     drop((gathered, results));
 
@@ -84,11 +84,11 @@ fn packed_experts(x: &[f32], order: &Order, experts: &[[&Packed; 3]], results: &
     ensure(down.out_features() * pairs == results.len() && experts.iter().all(fits), "experts", || {
         format!("experts of {hidden} by {width} differ")
     })?;
-    let (mut gate, mut up) = (vec![0.0; pairs * width], vec![0.0; pairs * width]);
+    let (mut gate, mut up) = (fresh::zeros(pairs * width), fresh::zeros(pairs * width));
     let mut jobs = jobs(order, experts, 0, width, &mut gate);
     jobs.extend(self::jobs(order, experts, 1, width, &mut up));
     Packed::multiply(x, hidden, jobs);
-    let mut inner = vec![0.0; pairs * width];
+    let mut inner = fresh::zeros(pairs * width);
     swiglu::forward(&gate, &up, &mut inner);
     Packed::multiply(&inner, width, self::jobs(order, experts, 2, hidden, results));
     Ok(())
@@ -134,12 +134,12 @@ impl Backward {
         let hidden = x.dim(1)?;
         let pairs = order.pairs.len();
         // Rows sorted by expert: each token's input and output gradient once for every choice.
-        let (mut inputs, mut dy) = (vec![0.0; pairs * hidden], vec![0.0; pairs * hidden]);
+        let (mut inputs, mut dy) = (fresh::zeros(pairs * hidden), fresh::zeros(pairs * hidden));
         kernel::gather(&Slice::of(&x)?, hidden, &order, &mut inputs);
         kernel::gather(&Slice::of(gradient)?, hidden, &order, &mut dy);
         let weight = Slice::of(&weights)?;
-        let mut dweight = vec![0.0; pairs];
-        let mut dinputs = vec![0.0; pairs * hidden];
+        let mut dweight = fresh::zeros(pairs);
+        let mut dinputs = fresh::zeros(pairs * hidden);
         // An expert without tokens has a gradient of zeros, as it has in the fused form of the reference.
         let mut dexperts = experts.iter().map(Tensor::zeros_like).collect::<Result<Vec<_>, _>>()?;
         for (index, gate, up) in kept {
@@ -148,9 +148,9 @@ impl Backward {
             let (rows, width) = (range.len(), gate.len() / range.len().max(1));
             let span = range.start * hidden..range.end * hidden;
             let (x, dy) = (&inputs[span.clone()], &mut dy[span.clone()]);
-            let mut inner = vec![0.0; gate.len()];
+            let mut inner = fresh::zeros(gate.len());
             swiglu::forward(&gate, &up, &mut inner);
-            let mut dinner = vec![0.0; gate.len()];
+            let mut dinner = fresh::zeros(gate.len());
             gemm::nn(dy, &Slice::of(w_down)?, &mut dinner, rows, hidden, width, false);
             for (row, &pair) in order.pairs[range].iter().enumerate() {
                 let dinner = &mut dinner[row * width..][..width];
@@ -160,12 +160,12 @@ impl Backward {
                 dy[row * hidden..][..hidden].iter_mut().for_each(|d| *d *= weight[pair as usize]);
             }
             let product = |a: &[f32], b: &[f32], outs: usize, ins: usize| {
-                let mut c = vec![0.0; outs * ins];
+                let mut c = fresh::zeros(outs * ins);
                 gemm::tn(a, b, &mut c, outs, rows, ins, false);
                 tensor(c, &[outs, ins])
             };
             dexperts[3 * index + 2] = product(dy, &inner, hidden, width)?;
-            let (mut dgate, mut dup) = (vec![0.0; gate.len()], vec![0.0; gate.len()]);
+            let (mut dgate, mut dup) = (fresh::zeros(gate.len()), fresh::zeros(gate.len()));
             swiglu::backward(&gate, &up, &dinner, &mut dgate, &mut dup);
             dexperts[3 * index] = product(&dgate, x, width, hidden)?;
             dexperts[3 * index + 1] = product(&dup, x, width, hidden)?;
@@ -173,7 +173,7 @@ impl Backward {
             gemm::nn(&dgate, &Slice::of(w_gate)?, dinputs, rows, width, hidden, false);
             gemm::nn(&dup, &Slice::of(w_up)?, dinputs, rows, width, hidden, true);
         }
-        let mut dx = vec![0.0; x.elem_count()];
+        let mut dx = fresh::zeros(x.elem_count());
         kernel::combine(&dinputs, None, hidden, &order, &mut dx);
         let mut gradients = vec![Some(tensor(dx, x.dims())?), Some(tensor(dweight, weights.dims())?)];
         gradients.extend(dexperts.into_iter().map(Some));

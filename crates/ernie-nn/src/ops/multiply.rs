@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ernie_kernels::gemm;
+use ernie_kernels::{fresh, gemm};
 
 use crate::error::ensure;
 use crate::packed::Job;
@@ -36,7 +36,7 @@ pub(crate) fn multiply_all<const N: usize>(x: &Value, weights: [&Weight; N]) -> 
         check(x, weight)?;
     }
     let rows = x.dim(0);
-    let mut results: Vec<Vec<f32>> = packed.iter().map(|w| vec![0.0; rows * w.out_features()]).collect();
+    let mut results: Vec<Vec<f32>> = packed.iter().map(|w| fresh::zeros(rows * w.out_features())).collect();
     let jobs = packed.iter().zip(&mut results).map(|(w, y)| Job { rows: 0..rows, w, y }).collect();
     Packed::multiply(&x.slice()?, x.dim(1), jobs);
     results.into_iter().zip(packed).map(|(y, w)| Value::from_vec(y, &[rows, w.out_features()])).collect()
@@ -66,13 +66,13 @@ fn input_gradient(
     outs: usize,
     ins: usize,
 ) -> Result<candle_core::Tensor> {
-    let mut dx = vec![0.0; rows * ins];
+    let mut dx = fresh::zeros(rows * ins);
     gemm::nn(dy, &Slice::of(w)?, &mut dx, rows, outs, ins, false);
     tensor(dx, &[rows, ins])
 }
 
 fn weight_gradient(dy: &[f32], x: &[f32], rows: usize, outs: usize, ins: usize) -> Result<candle_core::Tensor> {
-    let mut dw = vec![0.0; outs * ins];
+    let mut dw = fresh::zeros(outs * ins);
     gemm::tn(dy, x, &mut dw, outs, rows, ins, false);
     tensor(dw, &[outs, ins])
 }

@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation.
 
-use ernie_kernels::norm;
+use ernie_kernels::{fresh, norm};
 
 use crate::error::ensure;
 use crate::ops::add;
@@ -18,12 +18,12 @@ pub fn rms_norm(x: &Value, weight: &Value, eps: f64) -> Result<Value> {
     ensure(x.shape().len() == 2 && weight.shape() == [hidden], "rms_norm", || {
         format!("x {:?}, weight {:?}", x.shape(), weight.shape())
     })?;
-    let mut y = vec![0.0; rows * hidden];
+    let mut y = fresh::zeros(rows * hidden);
     let mut scales = vec![0.0; rows];
     norm::forward(&x.slice()?, &weight.slice()?, eps as f32, &mut y, &mut scales);
     let (keep_x, keep_w) = (x.tensor().clone(), weight.tensor().clone());
     Ok(Value::from_op(tensor(y, &[rows, hidden])?, &[x, weight], move |dy| {
-        let mut dx = vec![0.0; rows * hidden];
+        let mut dx = fresh::zeros(rows * hidden);
         let mut dw = vec![0.0; hidden];
         let (x, w) = (Slice::of(&keep_x)?, Slice::of(&keep_w)?);
         norm::backward(&x, &w, &scales, &Slice::of(dy)?, &mut dx, &mut dw);
@@ -46,8 +46,8 @@ pub fn add_rms_norm(x: &Value, branch: &Value, weight: &Value, eps: f64) -> Resu
     ensure(x.shape().len() == 2 && branch.shape() == x.shape() && weight.shape() == [hidden], "add_rms_norm", || {
         format!("x {:?}, branch {:?}, weight {:?}", x.shape(), branch.shape(), weight.shape())
     })?;
-    let mut sum = x.to_vec()?;
-    let mut normed = vec![0.0; sum.len()];
+    let mut sum = fresh::copy(&x.slice()?);
+    let mut normed = fresh::zeros(sum.len());
     norm::add_forward(&mut sum, &branch.slice()?, &weight.slice()?, eps as f32, &mut normed);
     Ok((Value::from_vec(sum, x.shape())?, Value::from_vec(normed, x.shape())?))
 }

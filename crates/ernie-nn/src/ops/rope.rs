@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ernie_kernels::fresh;
 use ernie_kernels::rope::{self as kernel, Table};
 
 use crate::error::ensure;
@@ -41,11 +42,11 @@ pub fn rope(x: &Value, angles: &Angles) -> Result<Value> {
         format!("x {:?}, {} rows of angles for heads of {head_dim}", x.shape(), angles.0.order.len())
     })?;
     let heads = width / head_dim;
-    let mut y = x.to_vec()?;
+    let mut y = fresh::copy(&x.slice()?);
     kernel::forward(&mut y, &angles.0.order, heads, &angles.0.table);
     let angles = angles.clone();
     Ok(Value::from_op(tensor(y, &[rows, width])?, &[x], move |dy| {
-        let mut dx = Slice::of(dy)?.to_vec();
+        let mut dx = fresh::copy(&Slice::of(dy)?);
         kernel::backward(&mut dx, &angles.0.order, heads, &angles.0.table);
         Ok(vec![Some(tensor(dx, &[rows, width])?)])
     }))
