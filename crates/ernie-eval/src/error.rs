@@ -53,6 +53,14 @@ pub enum Error {
         /// What is accepted.
         expected: String,
     },
+    /// A server that cannot be measured.
+    #[error("{url}: {what}")]
+    Server {
+        /// Where.
+        url: String,
+        /// What it did.
+        what: String,
+    },
     /// A file that cannot be read.
     #[error("{}: {source}", path.display())]
     Read {
@@ -88,6 +96,7 @@ impl Error {
                 | std::io::ErrorKind::UnexpectedEof => ErrorKind::Input,
                 _ => ErrorKind::Environment,
             },
+            Self::Server { .. } => ErrorKind::Environment,
             Self::Serve(error) => match error.kind() {
                 ernie_serve::ErrorKind::Input => ErrorKind::Input,
                 ernie_serve::ErrorKind::Environment => ErrorKind::Environment,

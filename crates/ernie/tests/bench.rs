@@ -91,7 +91,7 @@ fn mistakes_are_named() {
     for (args, says) in [
         (&["bench"][..], "MODEL"),
         (&["bench", "nowhere"][..], "nowhere"),
-        (&["bench", &dense, "more"][..], "`more`"),
+        (&["bench", &dense, "more"][..], "more"),
         (&["bench", &dense, "--batch", "0"][..], "--batch"),
         (&["bench", &dense, "--prompt-tokens", "0"][..], "--prompt-tokens"),
         (&["bench", &dense, "--gen-tokens", "-1"][..], "-1"),
@@ -100,14 +100,19 @@ fn mistakes_are_named() {
         (&["bench", &dense, "--seq", "8"][..], "--train"),
         (&["bench", &dense, "--train", "--context", "8"][..], "--context"),
         (&["bench", &dense, "--train", "--seq", "99999999"][..], "--seq"),
-        (&["bench", "serve", "127.0.0.1:1"][..], "`ernie bench serve`"),
-        (&["bench", "serve", "127.0.0.1:1", "--compare", "127.0.0.1:2"][..], "`--compare`"),
+        (&["bench", "serve"][..], "URL"),
+        (&["bench", "serve", "127.0.0.1:1"][..], "http://127.0.0.1:8080"),
+        (&["bench", "serve", "http://127.0.0.1:1", "--clients", "0"][..], "--clients"),
+        (&["bench", "serve", "http://127.0.0.1:1", "--saturation", "x"][..], "--saturation"),
+        (&["bench", "serve", "http://127.0.0.1:1", "--cancel-share", "1.1"][..], "--cancel-share"),
+        (&["bench", "serve", "http://127.0.0.1:1", "--api-key-file", "nowhere"][..], "nowhere"),
+        (&["bench", "serve", "http://127.0.0.1:1", "--report", "no/such/folder.html"][..], "no/such/folder.html"),
     ] {
         let answer = bad(at.path(), args, 2);
         assert!(answer.err.contains(says), "{args:?}: {}", answer.err);
     }
-    let serve = bad(at.path(), &["bench", "serve", "127.0.0.1:1"], 2);
-    assert!(serve.err.contains("not built yet"), "{}", serve.err);
+    let nobody = bad(at.path(), &["bench", "serve", "http://127.0.0.1:1"], 3);
+    assert!(nobody.err.contains("http://127.0.0.1:1"), "{}", nobody.err);
     // More than any machine has: refused with the numbers, not killed.
     let large = ["bench", "preset:base", "--batch", "64", "--context", "100000", "--repeat", "1"];
     if cfg!(target_os = "linux") {

@@ -94,6 +94,49 @@ fn completion(address: &str, body: &str) -> String {
     )
 }
 
+/// Two servers under load: every field that scripts read, and the page.
+#[test]
+fn a_server_is_put_under_load() {
+    let at = tempfile::tempdir().expect("a folder");
+    let model = tiny_run();
+    let model = model.to_str().expect("a path");
+    let servers = [Serving::start(at.path(), &[model]), Serving::start(at.path(), &[model])];
+    servers.iter().for_each(Serving::wait_until_ready);
+    let [first, second] = servers.each_ref().map(|server| format!("http://{}", server.address));
+    let work =
+        ["--vocab", "300", "--requests", "12", "--prompt-tokens", "8", "--gen-tokens", "4", "--cancel-share", "0.2"];
+    let mut args = vec!["bench", "serve", &first, "--compare", &second, "--clients", "1,3", "--rate", "50"];
+    args.extend(["--saturation", "0.5", "--engine", model, "--report", "load.html", "--json"]);
+    args.extend(work);
+    let answer = common::good(at.path(), &args).json();
+    let levels = answer["levels"].as_array().expect("levels");
+    assert_eq!(levels.len(), 4);
+    for level in levels {
+        assert_eq!(level["servers"].as_array().expect("servers").len(), 2);
+        assert!(level["ratio"]["tokens_per_s"].as_f64().expect("a ratio") > 0.0);
+        for server in level["servers"].as_array().expect("servers") {
+            assert_eq!(server["requests"], 12, "{server}");
+            assert_eq!(
+                server["answered"].as_u64().zip(server["left"].as_u64()).map(|(a, b)| a + b),
+                Some(12),
+                "{server}"
+            );
+            for times in ["ttft_ms", "itl_ms", "e2e_ms"] {
+                let [p50, p99] = ["p50", "p99"].map(|q| server[times][q].as_f64().expect("a time"));
+                assert!(0.0 <= p50 && p50 <= p99, "{server}");
+            }
+        }
+    }
+    assert_eq!(answer["engine"].as_array().expect("the engine").len(), 2);
+    let page = fs::read_to_string(at.path().join("load.html")).expect("a page");
+    assert!(page.contains("Time to the first token") && page.contains("3 readers"));
+    // People see the same.
+    let mut args = vec!["bench", "serve", &first, "--clients", "2"];
+    args.extend(work);
+    let said = common::good(at.path(), &args);
+    assert!(said.out.contains("2 readers") && said.out.contains("tokens/s"), "{}", said.out);
+}
+
 #[test]
 fn what_cannot_be_served_is_one_line_and_the_right_code() {
     let at = tempfile::tempdir().expect("a folder");

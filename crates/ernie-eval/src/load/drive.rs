@@ -14,6 +14,11 @@ use crate::{Error, Result};
 pub enum Policy {
     /// As they come.
     Continuous,
+    /// As they come, but no more than so many at a time: the next takes the place of one that is done.
+    Readers {
+        /// Requests at a time.
+        most: usize,
+    },
     /// In batches that nobody joins or is replaced in until all in it are done. Each request is told its answer when
     /// that is done, not when the batch is, which is kind to this policy.
     DynamicBatch {
@@ -93,6 +98,7 @@ pub fn run(
 ) -> Result<Outcome> {
     let (most, window_s) = match policy {
         Policy::Continuous => (usize::MAX, 0.0),
+        Policy::Readers { most } => (most, 0.0),
         Policy::DynamicBatch { most, window_s } => (most, window_s),
         Policy::OneAtATime => (1, 0.0),
     };
@@ -133,6 +139,7 @@ fn drive(
         let here = coming.iter().take_while(|&&at| arrivals[at].at_s <= now).count();
         let let_in = match policy {
             Policy::Continuous => here.min(engine.options().max_waiting.saturating_sub(engine.num_waiting())),
+            Policy::Readers { .. } => here.min(most.saturating_sub(open.len())),
             _ if !open.is_empty() || here == 0 => 0,
             _ => {
                 let full = here >= most || here == coming.len() || now >= arrivals[coming[0]].at_s + window_s;

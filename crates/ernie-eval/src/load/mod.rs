@@ -9,9 +9,12 @@
 //! is judged beyond its saturation. What is won is the weights, read once for all rows of a step: where a step costs its
 //! rows alone, sharing it only delays those who came first, and both baselines have the lower mean. Continuous batching:
 //! Yu et al., Orca, OSDI 2022.
+//!
+//! [`served`] does the same to a server from outside.
 
 mod arrivals;
 mod drive;
+pub mod served;
 
 use ernie_serve::engine::Engine;
 

@@ -91,7 +91,7 @@ pub(crate) struct SizeRow {
     pub(crate) change: String,
 }
 
-/// A speed at several values of one setting.
+/// A figure at several values of one setting.
 #[derive(Clone, Debug)]
 pub(crate) struct Sweep {
     /// The heading: `Reading a prompt`.
@@ -100,19 +100,25 @@ pub(crate) struct Sweep {
     pub(crate) sentence: String,
     /// The setting that was varied: `prompt tokens`.
     pub(crate) axis: String,
+    /// What is measured: `tokens/s`.
+    pub(crate) unit: String,
+    /// Whose figures they are: those measured, and those beside them.
+    pub(crate) names: [String; 2],
+    /// What a share is of: `of the limit`.
+    pub(crate) compared: String,
     /// Its values, rising.
     pub(crate) points: Vec<SweepPoint>,
 }
 
-/// One value of the setting, and tokens a second there.
-#[derive(Clone, Copy, Debug)]
+/// One value of the setting, and the figures there.
+#[derive(Clone, Debug)]
 pub(crate) struct SweepPoint {
     /// The setting's value.
-    pub(crate) at: u64,
+    pub(crate) at: String,
     /// What was measured.
     pub(crate) measured: f64,
-    /// What the machine allows.
-    pub(crate) limit: f64,
+    /// What the machine allows, or another server does; if anything.
+    pub(crate) limit: Option<f64>,
 }
 
 /// One text the model wrote.
@@ -268,9 +274,12 @@ mod tests {
                 heading: "Reading".to_owned(),
                 sentence: String::new(),
                 axis: "prompt tokens".to_owned(),
+                unit: "tokens/s".into(),
+                names: ["measured", "what this machine allows"].map(Into::into),
+                compared: "of the limit".into(),
                 points: vec![
-                    SweepPoint { at: 16, measured: 55.0, limit: 120.0 },
-                    SweepPoint { at: 512, measured: f64::NAN, limit: 130.0 },
+                    SweepPoint { at: "16".into(), measured: 55.0, limit: Some(120.0) },
+                    SweepPoint { at: "512".into(), measured: f64::NAN, limit: Some(130.0) },
                 ],
             }],
             samples: vec![Sample { prompt: "Once".to_owned(), text: " <script>alert(1)</script>".to_owned() }],

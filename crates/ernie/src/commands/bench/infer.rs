@@ -66,7 +66,7 @@ impl Bench {
 }
 
 /// Runs the command.
-pub(super) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit> {
+pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) -> Result<Exit> {
     let workload = Workload {
         prompt_tokens: args.prompt_tokens as usize,
         gen_tokens: args.gen_tokens as usize,
@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit
     if let Some(report) = &args.report {
         page::check_place(report)?;
     }
-    let model = Model::find(&args.model)?;
+    let model = Model::find(name)?;
     // Tables only: what cannot fit is refused before the weights are loaded.
     let config = Weights::open(&model.source(args.seed), WeightsAs::Native)?.config().clone();
     workload.check(config.max_position_embeddings)?;
@@ -89,12 +89,12 @@ pub(super) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit
     let mut engine = Engine::new(loaded.decoder, speed::options(most))?;
     let kv_bytes_per_token = engine.stats().block_bytes.div_ceil(engine.stats().block_tokens.max(1) as u64);
 
-    let speed = measure(&mut engine, &workload, &args.model, printer)?;
+    let speed = measure(&mut engine, &workload, name, printer)?;
     let peak_rss = machine::peak_rss_bytes();
     let limits = Limits::measure(threads);
     let bits = 8.0 * weight_bytes as f64 / config.parameters().total.max(1) as f64;
     let (roof, arithmetic) = roof(&limits, bits);
-    let name = args.model.clone();
+    let name = name.to_owned();
     let weights = args.weights.name();
     let bench = Bench { name, weights, threads, config, weight_bytes, kv_bytes_per_token, limits, roof, arithmetic };
     let kv_bytes = (workload.batch * workload.positions()) as u64 * kv_bytes_per_token;

@@ -2,6 +2,8 @@
 
 mod infer;
 mod page;
+mod serve;
+mod served_page;
 mod train;
 
 use crate::{
@@ -20,16 +22,18 @@ use std::path::PathBuf;
 ///
 /// Reads prompts and writes answers of seeded random tokens on the engine. Tokens per second count the whole batch; each is
 /// the median of --repeat measurements. Loading and one warm-up are left out. The limits are measured in the same run:
-/// reading memory, and arithmetic in the numbers that the weights allow. With --train it measures training steps.
+/// reading memory, and arithmetic in the numbers that the weights allow. With --train it measures training steps. `ernie bench serve
+/// URL` puts a server under load.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
 #[command(before_help = "Example:\n  ernie bench preset:base --weights int8 --prompt-tokens 512 --gen-tokens 128\n  \
                          ernie bench preset:bench-dense-28m --train --batch 8 --seq 512")]
 pub(crate) struct Args {
-    /// The model; `preset:NAME` needs no files
-    model: String,
-    /// Where a server answers, after `serve`
-    #[arg(hide = true, value_name = "URL")]
-    url: Option<String>,
+    #[command(subcommand)]
+    of: Option<Of>,
+    /// The model; `preset:NAME` needs no files (a folder called serve is `./serve`)
+    #[arg(required = true)]
+    model: Option<String>,
     /// Tokens of each prompt
     #[arg(long, value_name = "P", default_value_t = 512, value_parser = count(), conflicts_with = "train")]
     prompt_tokens: u32,
@@ -69,6 +73,12 @@ pub(crate) struct Args {
     json: Json,
 }
 
+/// What else there is to measure.
+#[derive(Debug, clap::Subcommand)]
+enum Of {
+    Serve(serve::Args),
+}
+
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Compute {
     /// 32-bit floats
@@ -85,16 +95,14 @@ fn count() -> clap::builder::RangedI64ValueParser<u32> {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit> {
-    if args.model == "serve" && (args.url.is_some() || !std::path::Path::new("serve").exists()) {
-        return Err(Failure::not_built("`ernie bench serve` (open-loop load on a server)")
-            .hint("`ernie bench MODEL` measures a model in this process"));
-    }
-    if let Some(extra) = &args.url {
-        return Err(Failure::input(format!("unexpected argument `{extra}`: expected one MODEL")));
-    }
+    let model = match (&args.of, &args.model) {
+        (Some(Of::Serve(args)), _) => return serve::run(args, printer),
+        (None, Some(model)) => model,
+        (None, None) => return Err(Failure::input("expected a MODEL")),
+    };
     match args.train {
-        true => train::run(args, threads, printer),
-        false => infer::run(args, threads, printer),
+        true => train::run(args, model, threads, printer),
+        false => infer::run(args, model, threads, printer),
     }
 }
 

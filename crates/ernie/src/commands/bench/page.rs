@@ -61,25 +61,34 @@ pub(super) fn write(path: &Path, bench: &Bench, main: &Measured, engine: &mut En
     let decode = |measured: &Measured, at: usize| {
         point(at, &measured.speed.decode_tokens_per_s, &bench.decode_limit(&measured.workload))
     };
+    let against = |heading: &str, sentence: &str, axis: &str, points: Vec<SweepPoint>| Sweep {
+        heading: heading.to_owned(),
+        sentence: sentence.to_owned(),
+        axis: axis.to_owned(),
+        unit: "tokens/s".to_owned(),
+        names: ["measured", "what this machine allows"].map(str::to_owned),
+        compared: "of the limit".to_owned(),
+        points,
+    };
     let sweeps = vec![
-        Sweep {
-            heading: "Reading a prompt".to_owned(),
-            sentence: "Prompt tokens a second by the length of the prompt.".to_owned(),
-            axis: "prompt tokens".to_owned(),
-            points: prompts.iter().map(|m| prefill(m, m.workload.prompt_tokens)).collect(),
-        },
-        Sweep {
-            heading: "Writing, many sequences".to_owned(),
-            sentence: "Answer tokens a second of all sequences together, by their number.".to_owned(),
-            axis: "sequences".to_owned(),
-            points: batches.iter().map(|m| decode(m, m.workload.batch)).collect(),
-        },
-        Sweep {
-            heading: "Writing, long contexts".to_owned(),
-            sentence: "Answer tokens a second of one sequence, by the tokens in its cache.".to_owned(),
-            axis: "tokens in the cache".to_owned(),
-            points: contexts.iter().map(|m| decode(m, m.workload.context)).collect(),
-        },
+        against(
+            "Reading a prompt",
+            "Prompt tokens a second by the length of the prompt.",
+            "prompt tokens",
+            prompts.iter().map(|m| prefill(m, m.workload.prompt_tokens)).collect(),
+        ),
+        against(
+            "Writing, many sequences",
+            "Answer tokens a second of all sequences together, by their number.",
+            "sequences",
+            batches.iter().map(|m| decode(m, m.workload.batch)).collect(),
+        ),
+        against(
+            "Writing, long contexts",
+            "Answer tokens a second of one sequence, by the tokens in its cache.",
+            "tokens in the cache",
+            contexts.iter().map(|m| decode(m, m.workload.context)).collect(),
+        ),
     ];
     let page = report::render(&page(bench, main, sweeps));
     ernie_files::atomic::write(path, page.as_bytes())?;
@@ -88,7 +97,7 @@ pub(super) fn write(path: &Path, bench: &Bench, main: &Measured, engine: &mut En
 }
 
 fn point(at: usize, spread: &Spread, allowed: &Allowed) -> SweepPoint {
-    SweepPoint { at: at as u64, measured: spread.median, limit: allowed.tokens_per_s }
+    SweepPoint { at: at.to_string(), measured: spread.median, limit: Some(allowed.tokens_per_s) }
 }
 
 fn page(bench: &Bench, main: &Measured, sweeps: Vec<Sweep>) -> Report {

@@ -40,13 +40,13 @@ fn settings() -> (recipe::Objective, recipe::Optimizer) {
 }
 
 /// Runs the command.
-pub(super) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit> {
+pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) -> Result<Exit> {
     if let Some(Compute::Bf16) = args.compute {
         return Err(Failure::not_built("`--compute bf16` (training in bf16)").hint("f32 is built"));
     }
     let rows = args.batch.unwrap_or(8) as usize;
     let (seq_len, steps) = (args.seq.unwrap_or(512) as usize, args.steps.unwrap_or(5) as usize);
-    let model = Model::find(&args.model)?;
+    let model = Model::find(name)?;
     let loaded = ernie_model::load_trainable(&model.source(args.seed))?;
     let decoder = loaded.decoder;
     let room = decoder.config().max_position_embeddings;
@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit
     let mut optimizer = AdamW::new(&decoder.parameters(), &optimizer);
     let lr = 1e-4;
     let batch = random_batch(&decoder, rows, seq_len, args.seed);
-    let mut progress = Progress::new(*printer, &args.model, Some(steps as u64 + 1), Unit::Items);
+    let mut progress = Progress::new(*printer, name, Some(steps as u64 + 1), Unit::Items);
     let (mut rates, mut losses) = (Vec::new(), Vec::new());
     for number in 0..=steps {
         let began = Instant::now();
@@ -92,7 +92,7 @@ pub(super) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit
 
     if args.json.json {
         printer.json(&json!({
-            "model": args.model,
+            "model": name,
             "compute": "f32",
             "threads": threads,
             "batch": rows,
@@ -112,7 +112,7 @@ pub(super) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit
         return Ok(Exit::Done);
     }
     let parameters = printer::count(decoder.config().parameters().total);
-    printer.line(printer.bold(&format!("{}, {parameters} parameters, training in f32", args.model)))?;
+    printer.line(printer.bold(&format!("{}, {parameters} parameters, training in f32", name)))?;
     let label = |name: &str| printer.faint(&format!("{name:8}"));
     let whole = |value: f64| printer::exact(value.round() as u64);
     printer.line(format!(
