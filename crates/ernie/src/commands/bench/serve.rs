@@ -174,8 +174,8 @@ pub(super) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let runs = (paces.len() + args.saturation.len()) * args.rounds as usize + usize::from(!args.saturation.is_empty());
     let mut progress = Progress::new(*printer, "load", Some((runs * bench.targets.len()) as u64), Unit::Items);
     let mut done = 0;
-    let mut once = |target: &Target, pace: Pace, round: u64| -> Result<(Vec<Sample>, f64)> {
-        let outcome = served::run(target, &args.load(pace, round))?;
+    let mut once = |target: &Target, pace: Pace, draw: u64| -> Result<(Vec<Sample>, f64)> {
+        let outcome = served::run(target, &args.load(pace, draw))?;
         done += 1;
         progress.at(done, "");
         Ok(outcome)
@@ -191,7 +191,9 @@ pub(super) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         }
         paces.extend(args.saturation.iter().map(|&share| (Pace::RatePerS(share * least), Some(share))));
     }
-    for (pace, share) in paces {
+    for (level, (pace, share)) in paces.into_iter().enumerate() {
+        // No server meets a prompt twice, which it might remember.
+        let draw = |round: u64| (level as u64 + 1) << 32 | round;
         let mut all: Vec<(Vec<Sample>, f64)> = bench.targets.iter().map(|_| (Vec::new(), 0.0)).collect();
         for round in 0..u64::from(args.rounds) {
             let mut order: Vec<usize> = (0..bench.targets.len()).collect();
@@ -200,7 +202,7 @@ pub(super) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
                 order.reverse();
             }
             for at in order {
-                let (samples, seconds) = once(&bench.targets[at], pace, round)?;
+                let (samples, seconds) = once(&bench.targets[at], pace, draw(round))?;
                 all[at].0.extend(samples);
                 all[at].1 += seconds;
             }
@@ -208,7 +210,7 @@ pub(super) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         let servers: Vec<Summary> =
             all.iter().map(|(samples, seconds)| Summary::of(samples, *seconds, &args.goal())).collect();
         if let (Pace::Clients(clients), Some(engine), Some(ours)) = (pace, &mut engine, servers.first()) {
-            let tokens_per_s = args.alone(engine, clients)?;
+            let tokens_per_s = args.alone(engine, clients, draw)?;
             bench.engine.push(Alone { clients, tokens_per_s, http_share: ours.tokens_per_s / tokens_per_s });
         }
         bench.levels.push(Level { pace, share, servers });
@@ -233,10 +235,10 @@ impl Args {
     }
 
     /// Answer tokens a second of the engine, of the rounds together: a request takes the place of one that ended, as with readers.
-    fn alone(&self, engine: &mut Engine, clients: usize) -> Result<f64> {
+    fn alone(&self, engine: &mut Engine, clients: usize, draw: impl Fn(u64) -> u64) -> Result<f64> {
         let (mut tokens, mut seconds) = (0, 0.0);
         for round in 0..u64::from(self.rounds) {
-            let arrivals = self.load(Pace::Clients(clients), round).arrivals()?;
+            let arrivals = self.load(Pace::Clients(clients), draw(round)).arrivals()?;
             let outcome = ernie_eval::load::run(engine, Policy::Readers { most: clients }, &arrivals, &mut |s| s)?;
             tokens += outcome.answers.iter().map(Vec::len).sum::<usize>();
             seconds += outcome.total_s;
@@ -248,14 +250,14 @@ impl Args {
         Goal { first_token_s: self.slo_ttft_ms / 1e3, between_tokens_s: self.slo_itl_ms / 1e3 }
     }
 
-    fn load(&self, pace: Pace, round: u64) -> Load {
+    fn load(&self, pace: Pace, draw: u64) -> Load {
         let workload = Workload {
             requests: self.requests as usize,
             prompt_tokens: f64::from(self.prompt_tokens),
             answer_tokens: f64::from(self.gen_tokens),
             spread: self.spread,
             most_tokens: 4 * self.prompt_tokens.max(self.gen_tokens) as usize,
-            seed: self.seed.wrapping_add(round.wrapping_mul(0x9e37_79b9)),
+            seed: self.seed.wrapping_add(draw.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
         };
         Load {
             workload,
