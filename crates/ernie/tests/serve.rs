@@ -94,6 +94,28 @@ fn completion(address: &str, body: &str) -> String {
     )
 }
 
+#[test]
+fn the_log_can_be_json() {
+    let at = tempfile::tempdir().expect("a folder");
+    let model = tiny_run();
+    let server = Serving::start(at.path(), &[model.to_str().expect("a path"), "--log-format", "json"]);
+    server.wait_until_ready();
+    let answer = completion(&server.address, r#"{"prompt": "The fox", "max_tokens": 2}"#);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    server.signal("-TERM");
+    let (code, said) = server.end();
+    assert_eq!(code, Some(0));
+    let lines: Vec<serde_json::Value> = said
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let request = lines.iter().find(|line| line["route"] == "/v1/completions").expect("a line of the request");
+    assert_eq!((&request["status"], &request["message"]), (&200.into(), &"answered".into()), "{request}");
+    assert!(request["request"].as_str().is_some_and(|id| id.starts_with("req_")), "{request}");
+    assert!(!said.contains("fox"), "a prompt is in the log");
+}
+
 /// Two servers under load: every field that scripts read, and the page.
 #[test]
 fn a_server_is_put_under_load() {

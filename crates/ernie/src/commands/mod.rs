@@ -63,15 +63,18 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
 /// The libraries' log goes to stderr, and only when it is asked for. A server logs its requests unless told otherwise.
 fn log(cli: &Cli, printer: &Printer) {
     #[cfg(feature = "http")]
-    let usual = matches!(cli.command, Command::Serve(_)) && !cli.global.quiet;
+    let (usual, json) = match &cli.command {
+        Command::Serve(args) => (!cli.global.quiet, args.logs_json()),
+        _ => (false, false),
+    };
     #[cfg(not(feature = "http"))]
-    let usual = false;
+    let (usual, json) = (false, false);
     if let Some(filter) = environment::log_filter().or_else(|| usual.then(|| "ernie_serve=info".to_owned())) {
-        let _ = tracing_subscriber::fmt()
+        let log = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
-            .with_ansi(printer.colours_talk())
-            .with_writer(std::io::stderr)
-            .try_init();
+            .with_ansi(printer.colours_talk() && !json)
+            .with_writer(std::io::stderr);
+        let _ = if json { log.json().flatten_event(true).try_init() } else { log.try_init() };
     }
 }
 

@@ -60,6 +60,9 @@ pub(crate) struct Args {
     /// Its private key, in PEM
     #[arg(long, value_name = "F", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// How the log's lines are written
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
     /// Seeds answers whose requests bring no seed, and the weights of a preset [default: different at each start]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -67,6 +70,21 @@ pub(crate) struct Args {
     weights: WeightsOption,
     #[command(flatten)]
     limits: LimitOptions,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// For people
+    Text,
+    /// An object a line
+    Json,
+}
+
+impl Args {
+    /// Whether each line of the log is a JSON object.
+    pub(crate) fn logs_json(&self) -> bool {
+        self.log_format == LogFormat::Json
+    }
 }
 
 /// Runs the command.
