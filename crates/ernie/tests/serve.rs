@@ -23,8 +23,14 @@ struct Serving {
 impl Serving {
     /// Starts a server on a free port and waits until it listens.
     fn start(folder: &Path, args: &[&str]) -> Self {
+        Self::start_after("true", folder, args)
+    }
+
+    /// As [`Self::start`], after a command of the shell that starts it.
+    fn start_after(before: &str, folder: &Path, args: &[&str]) -> Self {
         let program = ernie(folder);
-        let mut command = Command::new(program.get_program());
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{before}; exec \"$0\" \"$@\"")]).arg(program.get_program());
         command.current_dir(folder).args(["serve", "--listen", "127.0.0.1:0"]).args(args);
         for (name, value) in program.get_envs() {
             match value {
@@ -92,6 +98,76 @@ fn completion(address: &str, body: &str) -> String {
              content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
         ),
     )
+}
+
+/// A completion that runs until somebody ends it, as far as its tokens go: the connection, after the first piece has come.
+fn long_answer(address: &str) -> TcpStream {
+    let body = r#"{"prompt": "The fox", "max_tokens": 4000, "ignore_eos": true, "stream": true}"#;
+    let mut stream = TcpStream::connect(address).expect("the server listens");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json";
+    stream.write_all(format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes()).expect("sent");
+    let (mut seen, mut some) = (String::new(), [0; 512]);
+    while !seen.contains("data:") {
+        let read = stream.read(&mut some).expect("an answer");
+        assert!(read > 0, "{seen}");
+        seen += &String::from_utf8_lossy(&some[..read]);
+    }
+    assert!(seen.starts_with("HTTP/1.1 200"), "{seen}");
+    stream
+}
+
+#[test]
+fn without_descriptors_it_waits_and_goes_on() {
+    let at = tempfile::tempdir().expect("a folder");
+    let model = tiny_run();
+    let server = Serving::start_after("ulimit -n 64", at.path(), &[model.to_str().expect("a path")]);
+    server.wait_until_ready();
+    let idle: Vec<TcpStream> = (0..100).filter_map(|_| TcpStream::connect(&server.address).ok()).collect();
+    assert!(idle.len() > 64, "the system itself takes connections for a while");
+    drop(idle);
+    let answer = completion(&server.address, r#"{"prompt": "The fox", "max_tokens": 2}"#);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    server.signal("-TERM");
+    let (code, said) = server.end();
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn a_server_that_was_stopped_goes_on() {
+    let at = tempfile::tempdir().expect("a folder");
+    let model = tiny_run();
+    let server = Serving::start(at.path(), &[model.to_str().expect("a path")]);
+    server.wait_until_ready();
+    let mut running = long_answer(&server.address);
+    server.signal("-STOP");
+    std::thread::sleep(Duration::from_millis(300));
+    server.signal("-CONT");
+    // What ran before still comes, and what is new is answered.
+    let mut some = [0; 64];
+    assert!(running.read(&mut some).is_ok_and(|read| read > 0));
+    drop(running);
+    let answer = completion(&server.address, r#"{"prompt": "The fox", "max_tokens": 2}"#);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[test]
+fn a_second_signal_does_not_wait_for_answers() {
+    let at = tempfile::tempdir().expect("a folder");
+    let model = tiny_run();
+    let args = [model.to_str().expect("a path"), "--drain-grace", "600"];
+    let server = Serving::start(at.path(), &args);
+    server.wait_until_ready();
+    // A reader that takes nothing keeps its answer from ending.
+    let running: Vec<TcpStream> = (0..4).map(|_| long_answer(&server.address)).collect();
+    server.signal("-TERM");
+    std::thread::sleep(Duration::from_millis(100));
+    let begin = Instant::now();
+    server.signal("-TERM");
+    let (code, said) = server.end();
+    assert!(begin.elapsed() < Duration::from_secs(20), "it took {:?}", begin.elapsed());
+    assert!(code.is_some(), "{said}");
+    drop(running);
 }
 
 #[test]
