@@ -36,6 +36,9 @@ const STREAMED: usize = ROWS;
 /// Panels that are streamed side by side.
 const STREAMS: usize = 4;
 
+/// Most panels whose sums wait to be written together: each row of outputs lies in a page of its own, which one visit should do for.
+const WAITING: usize = 64;
+
 /// Bytes of a panel's step, and of the same step widened to a tile of the even and one of the odd `k`.
 const NARROW: usize = STEP * PANEL;
 const WIDE: usize = 2 * NARROW;
@@ -169,28 +172,53 @@ impl Call<'_> {
     /// As [`run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
     unsafe fn streams(&self, panels: Range<usize>) {
-        let groups = panels.len() / STREAMS;
-        pool::scratch(STREAMS * WIDE / size_of::<f32>(), |buffer| {
-            // SAFETY: these panels are the caller's.
-            unsafe {
-                for group in 0..groups {
-                    self.stream::<STREAMS>(panels.start + group, groups, buffer);
-                }
-                for panel in panels.start + groups * STREAMS..panels.end {
-                    self.stream::<1>(panel, 1, buffer);
+        let wide = STREAMS * WIDE / size_of::<f32>();
+        let most = panels.len().min(WAITING);
+        pool::scratch(wide + ROWS * most * PANEL, |scratch| {
+            let (wide, sums) = scratch.split_at_mut(wide);
+            for first in panels.clone().step_by(WAITING) {
+                let some = first..(first + WAITING).min(panels.end);
+                let groups = some.len() / STREAMS;
+                // A row's sums of all these panels lie together.
+                let width = some.len() * PANEL;
+                // SAFETY: these panels are the caller's, and the sums have a place for each.
+                unsafe {
+                    for group in 0..groups {
+                        self.stream::<STREAMS>(first + group, groups, wide, &mut sums[group * PANEL..], width);
+                    }
+                    for at in groups * STREAMS..some.len() {
+                        self.stream::<1>(first + at, 1, wide, &mut sums[at * PANEL..], width);
+                    }
+                    for row in 0..self.rows {
+                        for (panel, sums) in some.clone().zip(sums[row * width..][..width].as_chunks::<PANEL>().0) {
+                            self.finish(panel, row, sums.as_ptr());
+                        }
+                    }
                 }
             }
         });
     }
 
-    /// `P` panels, `apart` from each other.
+    /// The sums of `P` panels, `apart` from each other, into rows of `width`.
     ///
     /// # Safety
     /// As [`run`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
-    unsafe fn stream<const P: usize>(&self, panel: usize, apart: usize, buffer: &mut [f32]) {
-        assert!(size_of_val(buffer) >= P * WIDE, "multiply: no room to widen {P} panels");
+    unsafe fn stream<const P: usize>(
+        &self,
+        panel: usize,
+        apart: usize,
+        buffer: &mut [f32],
+        sums: &mut [f32],
+        width: usize,
+    ) {
+        let apart_sums = apart * PANEL;
+        assert!(
+            size_of_val(buffer) >= P * WIDE && sums.len() >= (self.rows - 1) * width + (P - 1) * apart_sums + PANEL,
+            "multiply: no room to widen {P} panels"
+        );
+        let (sums, row_bytes) = (sums.as_mut_ptr(), width * size_of::<f32>());
         let buffer = buffer.as_mut_ptr().cast::<u8>();
         let steps = self.steps();
         let weights: [*const u8; P] = std::array::from_fn(|p| self.w.panel(panel + p * apart).as_ptr());
@@ -226,28 +254,11 @@ impl Call<'_> {
                 ready(step + 1, 0);
                 add::<3>(buffer.add(3 * WIDE));
             }
-            self.put::<0>(panel);
+            amx::store::<0>(sums.cast(), row_bytes);
             if P > 1 {
-                self.put::<1>(panel + apart);
-                self.put::<2>(panel + 2 * apart);
-                self.put::<3>(panel + 3 * apart);
-            }
-        }
-    }
-
-    /// Writes outputs from the sums of tile `C`, which is a panel's for all rows.
-    ///
-    /// # Safety
-    /// As [`run`].
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
-    unsafe fn put<const C: u8>(&self, panel: usize) {
-        let mut sums = [[0.0_f32; PANEL]; ROWS];
-        // SAFETY: the array holds a tile; the outputs are the caller's.
-        unsafe {
-            amx::store::<C>(sums.as_mut_ptr().cast(), size_of_val(&sums[0]));
-            for (row, sums) in sums.iter().enumerate().take(self.rows) {
-                self.finish(panel, row, sums.as_ptr());
+                amx::store::<1>(sums.add(apart_sums).cast(), row_bytes);
+                amx::store::<2>(sums.add(2 * apart_sums).cast(), row_bytes);
+                amx::store::<3>(sums.add(3 * apart_sums).cast(), row_bytes);
             }
         }
     }
