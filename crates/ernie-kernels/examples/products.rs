@@ -2,7 +2,7 @@
 //!
 //! Run with: `cargo run --release -p ernie-kernels --example products [gemm|gemv|...] [kind]`
 //!
-//! Prints GOP/s and the share of the byte multiply-add peak for hundreds of rows, the rounding of activations included, and for one
+//! Prints GOP/s and the share of the peak of byte multiply-adds in vectors (which tile registers pass) for hundreds of rows, the rounding of activations included, and for one
 //! row GB/s of packed weights beside a prefetching reader, run in turn, over more weights than the last-level cache holds.
 //! Medians; with `--best` the best runs, for a busy machine.
 #![allow(clippy::print_stdout, reason = "a program that prints")]
@@ -159,7 +159,7 @@ fn main() {
     let big = noise(48 << 20);
     let peak_now = peak(threads, 5);
     println!(
-        "{}, groups of {GROUP}; byte peak {:.0} GOP/s on {threads} threads, {:.0} on one",
+        "{}, groups of {GROUP}; byte peak of vectors {:.0} GOP/s on {threads} threads, {:.0} on one",
         level(),
         peak_now / 1e9,
         peak(1, 5) / 1e9
