@@ -240,7 +240,10 @@ pub fn packed_bf16(x: &[f32], w: &Matrix) -> (Vec<f32>, Vec<f32>) {
             let scale = f64::from(w.scale(o, 0).0);
             let products = || x.iter().enumerate().map(|(i, x)| f64::from(w.integer(o, i)) * scale * x);
             y.push(if finite { products().sum::<f64>() as f32 } else { f32::NAN });
-            bounds.push((products().map(f64::abs).sum::<f64>() * (k + 4) as f64 / f64::from(1 << 24)) as f32);
+            // Sums are of weights that are stored with an offset of 128, which is taken off at the end.
+            let stored = |i: usize| f64::from(w.integer(o, i) + 256);
+            let most: f64 = x.iter().enumerate().map(|(i, x)| stored(i) * scale.abs() * x.abs()).sum();
+            bounds.push((most * (k + 4) as f64 / f64::from(1 << 24)) as f32);
         }
     }
     (y, bounds)

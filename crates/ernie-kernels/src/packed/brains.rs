@@ -28,8 +28,16 @@ const WEIGHTS: i32 = -104;
 /// below one everywhere): then no product with weights that come with `2^-104` leaves the range of f32, whatever the row's magnitude.
 pub(super) struct Brains {
     memory: Scratch,
-    /// What a sum is multiplied by, a row: a power of two; zero for a row of zeros, NaN for one that holds a NaN or an infinity.
-    factors: Vec<f32>,
+    sides: Vec<Side>,
+}
+
+/// What makes a row's sums outputs, but for the scale of the weights.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Side {
+    /// What the offset of 128 that weights are stored with adds to a sum: is taken off first.
+    pub(super) offset: f32,
+    /// What is left is multiplied by: a power of two; zero for a row of zeros, NaN for one that holds a NaN or an infinity.
+    pub(super) factor: f32,
 }
 
 /// Some of the rows.
@@ -40,7 +48,7 @@ pub(super) struct Rows<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) deeper: usize,
     /// One a row.
-    pub(super) factors: &'a [f32],
+    pub(super) sides: &'a [Side],
 }
 
 impl Brains {
@@ -48,28 +56,28 @@ impl Brains {
     pub(super) fn new(isa: Isa, x: &[f32], rows: usize, k: usize) -> Self {
         let (depths, deeper) = (k.div_ceil(DEPTH), (rows + SPARE) * STRIDE);
         let mut memory = Scratch::new(depths * deeper);
-        let mut factors = vec![0.0; rows];
+        let mut sides = vec![Side::default(); rows];
         let bytes = Shared::new(&mut memory.bytes_mut()[..depths * deeper]);
         let grain = pool::grain_rows(k);
-        pool::pieces(&mut factors, grain, |first, factors| {
-            for (i, factor) in factors.iter_mut().enumerate() {
+        pool::pieces(&mut sides, grain, |first, sides| {
+            for (i, side) in sides.iter_mut().enumerate() {
                 let (row, at) = (first + i, (first + i) * STRIDE);
                 let x = &x[row * k..][..k];
                 let scale;
-                (scale, *factor) = scales(isa, x);
+                (scale, side.factor) = scales(isa, x);
                 for (depth, x) in x.chunks(DEPTH).enumerate() {
                     // SAFETY: a row's part of each depth belongs to this row alone.
                     let to = unsafe { bytes.part(depth * deeper + at..depth * deeper + at + 2 * DEPTH) };
-                    round(isa, x, scale, to);
+                    side.offset += round(isa, x, scale, to);
                 }
             }
         });
-        Brains { memory, factors }
+        Brains { memory, sides }
     }
 
     pub(super) fn rows(&self, rows: Range<usize>) -> Rows<'_> {
-        let deeper = (self.factors.len() + SPARE) * STRIDE;
-        Rows { bytes: &self.memory.bytes()[rows.start * STRIDE..], deeper, factors: &self.factors[rows] }
+        let deeper = (self.sides.len() + SPARE) * STRIDE;
+        Rows { bytes: &self.memory.bytes()[rows.start * STRIDE..], deeper, sides: &self.sides[rows] }
     }
 }
 
@@ -95,18 +103,19 @@ kernel! {
     }
 }
 
-/// Rounds elements times a power of two (to nearest, ties to even). Zeros follow the last one in its step.
+/// Rounds elements times a power of two (to nearest, ties to even) and gives what weights of 128 everywhere would add up to. Zeros
+/// follow the last element in its step.
 ///
 /// # Panics
 /// When `to` is too short, or at a level without bf16.
-fn round(isa: Isa, x: &[f32], scale: f32, to: &mut [u8]) {
+fn round(isa: Isa, x: &[f32], scale: f32, to: &mut [u8]) -> f32 {
     assert!(isa.level() >= Level::Avx512Bf16 && x.len().next_multiple_of(STEP) * 2 <= to.len(), "rows of bf16");
     // SAFETY: an `Isa` of this level exists only after the processor was found to have all its features.
-    unsafe { wide(x, scale, to) };
+    unsafe { wide(x, scale, to) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,bmi1,bmi2")]
-fn wide(x: &[f32], scale: f32, to: &mut [u8]) {
+fn wide(x: &[f32], scale: f32, to: &mut [u8]) -> f32 {
     use std::arch::x86_64::*;
     let scale = _mm512_set1_ps(scale);
     let load = |at: usize| {
@@ -114,6 +123,11 @@ fn wide(x: &[f32], scale: f32, to: &mut [u8]) {
         // SAFETY: masked lanes are not read; the others are inside `x`.
         _mm512_mul_ps(unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr().wrapping_add(at)) }, scale)
     };
+    // Pairs of 128 as weights come: two bf16 in 32 bits.
+    const OFFSET: u32 = ((127 + 7 + WEIGHTS) << 7) as u32;
+    // SAFETY: the transmutation only renames 512 bits.
+    let offset = unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32((OFFSET << 16 | OFFSET) as i32)) };
+    let mut sums = _mm512_setzero_ps();
     let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     let odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
     for (at, to) in (0..x.len()).step_by(STEP).zip(to.as_chunks_mut::<{ STEP * 2 }>().0) {
@@ -121,8 +135,10 @@ fn wide(x: &[f32], scale: f32, to: &mut [u8]) {
         for (which, to) in [even, odd].into_iter().zip(to.as_chunks_mut::<64>().0) {
             let (low, high) = (_mm512_permutex2var_ps(a, which, b), _mm512_permutex2var_ps(c, which, d));
             let all = _mm512_cvtne2ps_pbh(high, low);
+            sums = _mm512_dpbf16_ps(sums, all, offset);
             // SAFETY: 64 bytes are written to 64; the transmutation only renames them.
             unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), std::mem::transmute::<__m512bh, __m512i>(all)) };
         }
     }
+    _mm512_reduce_add_ps(sums)
 }

@@ -2,10 +2,11 @@
 //! [`Level::Amx`](crate::Level::Amx).
 //!
 //! A panel's line of four `k` becomes two lines of bf16 on its way into a tile: one of the even two `k`, one of the odd two. The
-//! integers of weights are exact in bf16, inputs are rounded to it ([`super::brains`]). A step is 64 `k`: a product of tiles for the even
+//! integers of weights with their offset, `0..=255`, are exact in bf16, inputs are rounded to it ([`super::brains`]). A step is 64 `k`: a product of tiles for the even
 //! ones and then one for the odd ones, added to the same sums, from the first step to the last. So an output's bits
 //! depend on its row and its weights alone: not on the rows beside it, the tile it fell into, or where `k` was blocked, because a tile
-//! that is put down and taken up again is exact. At the end `y = (sum * scale of the weights' row) * factor of the input's row`.
+//! that is put down and taken up again is exact. At the end `y = ((sum - offset of the input's row) * scale of the weights' row) *
+//! factor of the input's row`.
 //!
 //! Up to sixteen rows wait for memory: each panel is widened step by step through a buffer that stays in the first-level cache, a
 //! step ahead of the products. More rows share one widening: [`DEPTH`] of two panels stay there for all of them.
@@ -13,7 +14,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::brains::{DEPTH, Rows, STEP, STRIDE};
+use super::brains::{DEPTH, Rows, STEP, STRIDE, Side};
 use super::layout::PANEL;
 use super::matrix::Matrix;
 use crate::Level;
@@ -69,7 +70,7 @@ struct Call<'a> {
 /// # Panics
 /// At another level than [`Level::Amx`](crate::Level::Amx), or when a length does not fit.
 pub(super) unsafe fn run(isa: Isa, w: &Matrix, x: Rows<'_>, y: &Shared<'_, f32>, panels: Range<usize>) {
-    let rows = x.factors.len();
+    let rows = x.sides.len();
     assert!(isa.level() == Level::Amx, "no tiles at {}", isa.level());
     assert!(
         panels.end <= w.layout.panels()
@@ -81,6 +82,15 @@ pub(super) unsafe fn run(isa: Isa, w: &Matrix, x: Rows<'_>, y: &Shared<'_, f32>,
         "multiply: panels {panels:?} outside their operands"
     );
     if rows == 0 || panels.is_empty() {
+        return;
+    }
+    if w.layout.padded == 0 {
+        let (out, first) = (w.layout.out, panels.start * PANEL);
+        for row in 0..rows {
+            let columns = row * out + first..row * out + out.min(panels.end * PANEL);
+            // SAFETY: these columns are this caller's.
+            unsafe { y.part(columns) }.fill(0.0);
+        }
         return;
     }
     let call = Call { w, x, rows, y };
@@ -98,28 +108,27 @@ pub(super) unsafe fn run(isa: Isa, w: &Matrix, x: Rows<'_>, y: &Shared<'_, f32>,
 
 /// Widens a step of a panel: `lines` of four `k` each (the rest of sixteen is zeros) to a tile of the even and one of the odd `k`.
 ///
-/// A byte in the upper half of 16 bits is its integer times 256. As a binary16 it has a sign, five bits of exponent and, being an
-/// integer of seven bits, no fraction beyond the first six: shifted by three places that is a bf16, but for the sign, of the same
-/// number times `2^-112`.
+/// A byte in the upper half of 16 bits is its integer times 256. As a binary16 it has five bits of exponent and, being an integer of
+/// eight bits, no fraction beyond the first seven: shifted by three places that is a bf16 of the same number times `2^-112`. So
+/// few instructions matter: one row of input waits for them.
 ///
 /// # Safety
 /// `lines * 64` bytes can be read and [`WIDE`] written.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
 unsafe fn widen(from: *const u8, lines: usize, to: *mut u8) {
-    let offset = _mm512_set1_epi8(-128);
     let upper = _mm512_set1_epi16(0xFF00_u16 as i16);
     let brain = |integers: __m512i| {
         let halves: __m512i;
-        // SAFETY: AVX-512 FP16 is part of the level; the stable language has no function for this instruction. Integers below
-        // 2^11 times a power of two are exact.
+        // SAFETY: AVX-512 FP16 is part of the level; the stable language has no function for this instruction. Integers of
+        // eight bits times a power of two are exact.
         unsafe {
             std::arch::asm!(
-                "vcvtw2ph {to}, {from}", to = lateout(zmm_reg) halves, from = in(zmm_reg) integers,
+                "vcvtuw2ph {to}, {from}", to = lateout(zmm_reg) halves, from = in(zmm_reg) integers,
                 options(pure, nomem, nostack, preserves_flags),
             );
         }
-        _mm512_and_si512(_mm512_srai_epi16::<3>(halves), _mm512_set1_epi16(0x8FFF_u16 as i16))
+        _mm512_srli_epi16::<3>(halves)
     };
     for line in 0..ROWS {
         // SAFETY: by contract; a fetch ahead may point anywhere.
@@ -133,7 +142,7 @@ unsafe fn widen(from: *const u8, lines: usize, to: *mut u8) {
             }
             _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(FAR).cast());
             _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(NEAR).cast());
-            let bytes = _mm512_xor_si512(_mm512_loadu_si512(at.cast()), offset);
+            let bytes = _mm512_loadu_si512(at.cast());
             _mm512_store_si512(even, brain(_mm512_slli_epi16::<8>(bytes)));
             _mm512_store_si512(odd, brain(_mm512_and_si512(bytes, upper)));
         }
@@ -276,7 +285,9 @@ impl Call<'_> {
         // SAFETY: a panel has sixteen scales; masked outputs are not written, the others are this panel's in this row.
         unsafe {
             let scales = _mm512_loadu_ps(self.w.row_scales()[first..].as_ptr());
-            let y = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(sums), scales), _mm512_set1_ps(self.x.factors[row]));
+            let Side { offset, factor } = self.x.sides[row];
+            let sums = _mm512_sub_ps(_mm512_loadu_ps(sums), _mm512_set1_ps(offset));
+            let y = _mm512_mul_ps(_mm512_mul_ps(sums, scales), _mm512_set1_ps(factor));
             _mm512_mask_storeu_ps(self.y.pointer().add(row * out + first), mask, y);
         }
     }
@@ -287,7 +298,7 @@ impl Call<'_> {
     /// As [`run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2")]
     unsafe fn blocks(&self, panels: Range<usize>) {
-        let padded = self.steps().max(1) * STEP;
+        let padded = self.steps() * STEP;
         let wide = 2 * DEPTH / STEP * WIDE / size_of::<f32>();
         // All pairs' sums wait for each other: a row of outputs is then written as one stretch, not as many visits to its page.
         let height = self.rows.min(HEIGHT).next_multiple_of(2 * ROWS);
