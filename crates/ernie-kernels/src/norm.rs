@@ -83,7 +83,7 @@ pub fn forward(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f
 }
 
 /// The step between two layers of a decoder in one pass: `x += branch`, then `y = norm(x)`, bit for bit as
-/// [`crate::elementwise::add`] and [`forward`] one after the other.
+/// [`crate::elementwise::sum`] and [`forward`] one after the other.
 ///
 /// # Shapes
 /// `x, branch, y: [T, width]`, `weight: [width]`
