@@ -39,6 +39,8 @@ class Visit:
         self.page.on("console", lambda message: message.type in ("error", "warning") and self.wrong.append(message.text))
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("request", self.note)
+        self.page.route("**/v1/chat/completions", self.forward)
+        self.endless = False
         self.response = self.page.goto(arguments.url)
         if arguments.key:
             expect(self.page.locator("#state")).to_have_text("needs a key")
@@ -57,6 +59,12 @@ class Visit:
     def note(self, request):
         if request.url.endswith("/v1/chat/completions"):
             self.sent.append(json.loads(request.post_data))
+
+    def forward(self, route):
+        """A model may be done after a word; where a check watches an answer come, it goes on to the limit of tokens."""
+        if not self.endless:
+            return route.continue_()
+        return route.continue_(post_data=json.loads(route.request.post_data) | {"ignore_eos": True})
 
     def settings(self, **values):
         self.page.keyboard.press("Alt+s")
@@ -95,6 +103,7 @@ def loads(visit):
 
 def streams(visit):
     visit.settings(max_tokens=60)
+    visit.endless = True
     visit.slow(SLOW)
     visit.send("Say something.", wait=False)
     expect(visit.asked).to_have_text("Say something.")
@@ -106,6 +115,7 @@ def streams(visit):
     assert len(seen) > 2, f"the answer did not grow on screen: {seen}"
     visit.slow(-1)
     visit.idle()
+    visit.endless = False
     expect(visit.page.locator(".answer .foot")).to_contain_text("tokens/s")
     request = visit.sent[-1]
     assert request["stream"] and request["stream_options"] == {"include_usage": True}, request
@@ -113,11 +123,13 @@ def streams(visit):
 
 
 def stops(visit):
+    visit.endless = True
     visit.slow(SLOW)
     visit.send("And now without end.", wait=False)
     expect(visit.page.locator(".answer .foot").last).to_contain_text("tokens/s")
     visit.page.keyboard.press("Escape")
     visit.idle()
+    visit.endless = False
     visit.slow(-1)
     expect(visit.page.locator(".answer .foot").last).to_contain_text("Stopped.")
     expect(visit.say).to_be_focused()
