@@ -78,6 +78,15 @@ fn well(tokens: usize, stream: &mut TcpStream) -> std::io::Result<()> {
     write!(stream, "data: {usage}\n\ndata: [DONE]\n\n")
 }
 
+/// Well, but it drops whoever asks again on the same connection, without having said that it would.
+fn once(tokens: usize, stream: &mut TcpStream) -> std::io::Result<()> {
+    let usage = json!({ "choices": [], "usage": { "completion_tokens": tokens } });
+    let text = json!({ "choices": [{ "text": "words", "finish_reason": "length" }] });
+    let body = format!("data: {text}\n\ndata: {usage}\n\ndata: [DONE]\n\n");
+    write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
+    stream.read(&mut [0]).map(|_| ())
+}
+
 /// By the length that is asked for: every other end that there is.
 fn badly(tokens: usize, stream: &mut TcpStream) -> std::io::Result<()> {
     match tokens % 5 {
@@ -101,8 +110,15 @@ fn badly(tokens: usize, stream: &mut TcpStream) -> std::io::Result<()> {
 }
 
 fn load(pace: Pace) -> Load {
-    let workload =
-        Workload { requests: 40, prompt_tokens: 8.0, answer_tokens: 5.0, spread: 0.4, most_tokens: 20, seed: 7 };
+    let workload = Workload {
+        requests: 40,
+        prompt_tokens: 8.0,
+        answer_tokens: 5.0,
+        spread: 0.4,
+        most_tokens: 20,
+        temperature: 0.0,
+        seed: 7,
+    };
     Load { workload, pace, vocab: 1000, most_s: f64::INFINITY, leave_share: 0.0 }
 }
 
@@ -142,6 +158,34 @@ fn the_same_seed_asks_the_same() {
         bodies
     };
     assert_eq!(sorted(Pace::Clients(3)), sorted(Pace::RatePerS(1000.0)));
+}
+
+#[test]
+fn a_connection_that_the_server_gives_up_between_requests_is_no_failure() {
+    let (url, _) = server(once);
+    let target = Target::connect(&url, None, None, 5.0).unwrap();
+    target.check(&[5]).unwrap();
+    let (samples, _) = run(&target, &load(Pace::Clients(2))).unwrap();
+    assert!(samples.iter().all(|sample| sample.ended == Ended::Answered), "{samples:?}");
+}
+
+/// Every server is told all that decides how tokens are picked, and each request has a seed of its own.
+#[test]
+fn answers_are_drawn_where_that_is_asked_for() {
+    let seen = |temperature: f32| {
+        let (url, bodies) = server(well);
+        let mut load = load(Pace::Clients(4));
+        load.workload.temperature = temperature;
+        measure(&url, &load);
+        std::mem::take(&mut *bodies.lock().unwrap())
+    };
+    let drawn = seen(1.0);
+    assert!(drawn.iter().all(|body| body["temperature"] == 1.0 && body["top_k"] == 40), "{:?}", drawn[0]);
+    assert!(drawn.iter().all(|body| body["top_p"] == 1.0 && body["min_p"] == 0.0), "{:?}", drawn[0]);
+    let mut seeds: Vec<u64> = drawn.iter().map(|body| body["seed"].as_u64().unwrap()).collect();
+    seeds.sort_unstable();
+    assert_eq!(seeds, (0..40).collect::<Vec<_>>());
+    assert!(seen(0.0).iter().all(|body| body["temperature"] == 0.0 && body["seed"].is_null()));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Who comes when, with what.
 
-use ernie_serve::engine::uniform;
+use ernie_serve::engine::{Sampling, uniform};
 
 use super::setting;
 use crate::Result;
@@ -14,7 +14,12 @@ pub struct Arrival {
     pub prompt: Vec<u32>,
     /// Tokens of the answer; end-of-sequence ids are ignored, so it is exactly that long.
     pub max_tokens: usize,
+    /// How the answer's tokens are picked.
+    pub sampling: Sampling,
 }
+
+/// The likeliest ids that an answer is drawn from: few enough that drawing costs no server much.
+const TOP_K: usize = 40;
 
 /// Random requests: log-normal lengths, exponential gaps, random ids. Everything is keyed by the seed, and lengths and
 /// ids do not depend on the rate.
@@ -30,13 +35,25 @@ pub struct Workload {
     pub spread: f64,
     /// No prompt and no answer is longer.
     pub most_tokens: usize,
+    /// 0 takes the likeliest token. Above it tokens are drawn from the 40 likeliest, keyed by the request's number: the
+    /// likeliest tokens of weights that mean little go round in circles, which an engine that guesses ahead writes for
+    /// next to nothing.
+    pub temperature: f32,
     /// Seed.
     pub seed: u64,
 }
 
 impl Default for Workload {
     fn default() -> Self {
-        Self { requests: 1000, prompt_tokens: 64.0, answer_tokens: 32.0, spread: 0.8, most_tokens: 512, seed: 0 }
+        Self {
+            requests: 1000,
+            prompt_tokens: 64.0,
+            answer_tokens: 32.0,
+            spread: 0.8,
+            most_tokens: 512,
+            temperature: 0.0,
+            seed: 0,
+        }
     }
 }
 
@@ -62,6 +79,9 @@ impl Workload {
                 return Err(setting(name, value, "a finite number from 0 up"));
             }
         }
+        if !(0.0..=2.0).contains(&self.temperature) {
+            return Err(setting("temperature", self.temperature, "a number of 0 to 2"));
+        }
         let mut at_s = 0.0;
         let arrival = |n: usize| {
             // Four streams a request; the ids of a prompt come from a stream of its own.
@@ -78,9 +98,18 @@ impl Workload {
                 at_s,
                 prompt: (0..length(self.prompt_tokens, normals.0)).map(id).collect(),
                 max_tokens: length(self.answer_tokens, normals.1),
+                sampling: self.sampling(n),
             }
         };
         Ok((0..self.requests).map(arrival).collect())
+    }
+
+    /// How request `n` picks its tokens.
+    fn sampling(&self, n: usize) -> Sampling {
+        match self.temperature {
+            0.0 => Sampling::default(),
+            temperature => Sampling { temperature, top_k: TOP_K, seed: Some(n as u64), ..Sampling::default() },
+        }
     }
 }
 
@@ -116,6 +145,8 @@ mod tests {
             (Workload { requests: 9, ..Workload::default() }, 1.0, "requests"),
             (Workload { most_tokens: 0, ..Workload::default() }, 1.0, "most_tokens"),
             (Workload { spread: f64::NAN, ..Workload::default() }, 1.0, "spread"),
+            (Workload { temperature: f32::NAN, ..Workload::default() }, 1.0, "temperature"),
+            (Workload { temperature: 2.1, ..Workload::default() }, 1.0, "temperature"),
             (Workload::default(), 0.0, "rate_per_s"),
         ] {
             let error = workload.arrivals(50, rate).unwrap_err();

@@ -147,8 +147,9 @@ fn drive(
             }
         };
         for at in coming.drain(..let_in) {
-            let Arrival { prompt, max_tokens, .. } = &arrivals[at];
-            let generate = Generate { max_tokens: *max_tokens, ignore_eos: true, ..Generate::default() };
+            let Arrival { prompt, max_tokens, sampling, .. } = &arrivals[at];
+            let (max_tokens, sampling) = (*max_tokens, sampling.clone());
+            let generate = Generate { max_tokens, sampling, ignore_eos: true, ..Generate::default() };
             open.insert(engine.submit(Request::generate(prompt.clone(), generate))?, at);
         }
         if open.is_empty() {

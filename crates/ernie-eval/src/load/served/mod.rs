@@ -103,9 +103,9 @@ pub fn run(target: &Target, load: &Load) -> Result<(Vec<Sample>, f64)> {
     };
     let start = Instant::now();
     let ask = |n: usize, due_s: f64| {
-        let Arrival { prompt, max_tokens, .. } = &arrivals[n];
+        let Arrival { prompt, max_tokens, sampling, .. } = &arrivals[n];
         let leave_after = load.leave_after(n, *max_tokens);
-        keep(target.complete(&Ask { prompt, max_tokens: *max_tokens, leave_after }, start, due_s));
+        keep(target.complete(&Ask { prompt, max_tokens: *max_tokens, sampling, leave_after }, start, due_s));
     };
     match load.pace {
         Pace::Clients(clients) => {

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::time::{Duration, Instant};
 
+use ernie_serve::engine::Sampling;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -20,10 +21,11 @@ pub struct Target {
     key: Option<String>,
 }
 
-/// A prompt of ids, how long the answer is, and after how many tokens its reader goes away.
+/// A prompt of ids, how long the answer is and how it is picked, and after how many tokens its reader goes away.
 pub(super) struct Ask<'a> {
     pub(super) prompt: &'a [u32],
     pub(super) max_tokens: usize,
+    pub(super) sampling: &'a Sampling,
     pub(super) leave_after: Option<usize>,
 }
 
@@ -124,7 +126,9 @@ impl Target {
         let config = config.timeout_global(Some(timeout)).http_status_as_error(false).proxy(None);
         let url = url.trim_end_matches('/');
         let mut target = Self {
-            agent: config.max_idle_connections(1024).max_idle_connections_per_host(1024).build().into(),
+            // A connection a request. One that is kept may be closed by the server while the next request is on its way
+            // (some do after each stream), which would count against the server.
+            agent: config.max_idle_connections(0).build().into(),
             url: url.strip_suffix("/v1").unwrap_or(url).to_owned(),
             model: String::new(),
             key: key.map(str::to_owned),
@@ -171,7 +175,7 @@ impl Target {
     /// # Errors
     /// [`Error::Server`] when it does not.
     pub fn check(&self, prompt: &[u32]) -> Result<()> {
-        let ask = Ask { prompt, max_tokens: 1, leave_after: None };
+        let ask = Ask { prompt, max_tokens: 1, sampling: &Sampling::default(), leave_after: None };
         let mut answer = self.post(&ask).map_err(|error| self.failed(error.to_string()))?;
         let status = answer.status().as_u16();
         let body = answer.body_mut().with_config().limit(MOST_LINE).read_to_vec().unwrap_or_default();
@@ -185,15 +189,24 @@ impl Target {
     }
 
     fn post(&self, ask: &Ask<'_>) -> std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error> {
-        let body = json!({
+        let Sampling { temperature, top_k, top_p, min_p, seed, .. } = ask.sampling;
+        let mut body = json!({
             "model": self.model,
             "prompt": ask.prompt,
             "max_tokens": ask.max_tokens,
-            "temperature": 0,
+            "temperature": temperature,
             "ignore_eos": true,
             "stream": true,
             "stream_options": { "include_usage": true },
         });
+        if *temperature > 0.0 {
+            // All of them: servers differ in what they take for granted.
+            for (name, value) in
+                [("top_k", json!(top_k)), ("top_p", json!(top_p)), ("min_p", json!(min_p)), ("seed", json!(seed))]
+            {
+                body[name] = value;
+            }
+        }
         let mut post = self.agent.post(format!("{}/v1/completions", self.url));
         post = post.header("content-type", "application/json");
         if let Some(key) = &self.key {

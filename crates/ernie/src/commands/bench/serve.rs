@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 /// Put a server under load and measure what its readers see
 ///
-/// Requests of seeded random tokens, answers of a set length. With --rate or --saturation requests come at random (Poisson)
+/// Requests of seeded random tokens, drawn answers of a set length. With --rate or --saturation requests come at random (Poisson)
 /// whether or not earlier ones are done; with --clients each reader asks again when it was answered. Latency counts from the
 /// time that a request was due. Any server with OpenAI's /v1/completions will do; with --compare two take turns.
 #[derive(Debug, clap::Args)]
@@ -62,6 +62,10 @@ pub(crate) struct Args {
     /// How much lengths differ: the standard deviation of their logarithm (0: all alike; none exceeds four times the median)
     #[arg(long, value_name = "X", default_value_t = 0.5, value_parser = spread)]
     spread: f64,
+    /// Answers are drawn from the 40 likeliest tokens at this temperature; 0 takes the likeliest, which weights that mean
+    /// little repeat so that a server that guesses ahead looks faster than it is
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = temperature)]
+    temperature: f32,
     /// Prompts are of ids below this one
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = count())]
     vocab: u32,
@@ -111,6 +115,10 @@ fn portion(text: &str) -> std::result::Result<f64, String> {
     number(text, |x| (0.0..=1.0).contains(&x), "a share of 0 to 1")
 }
 
+fn temperature(text: &str) -> std::result::Result<f32, String> {
+    number(text, |x| (0.0..=2.0).contains(&x), "a number of 0 to 2").map(|x| x as f32)
+}
+
 fn spread(text: &str) -> std::result::Result<f64, String> {
     number(text, |x| (0.0..=3.0).contains(&x), "a number of 0 to 3")
 }
@@ -150,6 +158,14 @@ struct Alone {
     tokens_per_s: f64,
     /// What is left of that through the first server.
     http_share: f64,
+}
+
+/// Whose turn it is.
+enum Turn {
+    /// The server of this number.
+    Server(usize),
+    /// The engine without a server.
+    Engine,
 }
 
 /// Runs the command.
@@ -195,22 +211,39 @@ pub(super) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         // No server meets a prompt twice, which it might remember.
         let draw = |round: u64| (level as u64 + 1) << 32 | round;
         let mut all: Vec<(Vec<Sample>, f64)> = bench.targets.iter().map(|_| (Vec::new(), 0.0)).collect();
+        let mut alone = match (pace, &mut engine) {
+            (Pace::Clients(clients), Some(engine)) => Some((engine, clients, (0, 0.0))),
+            _ => None,
+        };
         for round in 0..u64::from(args.rounds) {
-            let mut order: Vec<usize> = (0..bench.targets.len()).collect();
-            // Who goes first changes, so that a machine that grows slower is nobody's advantage.
+            // The engine alone has its turn beside the server that it is compared with. Who goes first changes, so that a
+            // machine that grows slower is nobody's advantage.
+            let mut order: Vec<Turn> = (0..bench.targets.len()).map(Turn::Server).collect();
+            if alone.is_some() {
+                order.insert(1, Turn::Engine);
+            }
             if round % 2 == 1 {
                 order.reverse();
             }
-            for at in order {
-                let (samples, seconds) = once(&bench.targets[at], pace, draw(round))?;
-                all[at].0.extend(samples);
-                all[at].1 += seconds;
+            for turn in order {
+                match (turn, &mut alone) {
+                    (Turn::Server(at), _) => {
+                        let (samples, seconds) = once(&bench.targets[at], pace, draw(round))?;
+                        all[at].0.extend(samples);
+                        all[at].1 += seconds;
+                    }
+                    (Turn::Engine, Some((engine, clients, total))) => {
+                        let (tokens, seconds) = args.alone(engine, *clients, draw(round))?;
+                        *total = (total.0 + tokens, total.1 + seconds);
+                    }
+                    (Turn::Engine, None) => {}
+                }
             }
         }
         let servers: Vec<Summary> =
             all.iter().map(|(samples, seconds)| Summary::of(samples, *seconds, &args.goal())).collect();
-        if let (Pace::Clients(clients), Some(engine), Some(ours)) = (pace, &mut engine, servers.first()) {
-            let tokens_per_s = args.alone(engine, clients, draw)?;
+        if let (Some((_, clients, (tokens, seconds))), Some(ours)) = (alone, servers.first()) {
+            let tokens_per_s = tokens as f64 / f64::max(seconds, f64::MIN_POSITIVE);
             bench.engine.push(Alone { clients, tokens_per_s, http_share: ours.tokens_per_s / tokens_per_s });
         }
         bench.levels.push(Level { pace, share, servers });
@@ -234,16 +267,11 @@ impl Args {
         Ok(Engine::new(loaded.decoder, EngineOptions { max_running: most.min(256), ..EngineOptions::default() })?)
     }
 
-    /// Answer tokens a second of the engine, of the rounds together: a request takes the place of one that ended, as with readers.
-    fn alone(&self, engine: &mut Engine, clients: usize, draw: impl Fn(u64) -> u64) -> Result<f64> {
-        let (mut tokens, mut seconds) = (0, 0.0);
-        for round in 0..u64::from(self.rounds) {
-            let arrivals = self.load(Pace::Clients(clients), draw(round)).arrivals()?;
-            let outcome = ernie_eval::load::run(engine, Policy::Readers { most: clients }, &arrivals, &mut |s| s)?;
-            tokens += outcome.answers.iter().map(Vec::len).sum::<usize>();
-            seconds += outcome.total_s;
-        }
-        Ok(tokens as f64 / f64::max(seconds, f64::MIN_POSITIVE))
+    /// Answer tokens of the engine and the seconds that they took: a request takes the place of one that ended, as with readers.
+    fn alone(&self, engine: &mut Engine, clients: usize, draw: u64) -> Result<(usize, f64)> {
+        let arrivals = self.load(Pace::Clients(clients), draw).arrivals()?;
+        let outcome = ernie_eval::load::run(engine, Policy::Readers { most: clients }, &arrivals, &mut |s| s)?;
+        Ok((outcome.answers.iter().map(Vec::len).sum(), outcome.total_s))
     }
 
     fn goal(&self) -> Goal {
@@ -257,6 +285,7 @@ impl Args {
             answer_tokens: f64::from(self.gen_tokens),
             spread: self.spread,
             most_tokens: 4 * self.prompt_tokens.max(self.gen_tokens) as usize,
+            temperature: self.temperature,
             seed: self.seed.wrapping_add(draw.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
         };
         Load {
@@ -276,8 +305,8 @@ impl Args {
         };
         let rounds = if self.rounds == 1 { String::new() } else { format!(", {} rounds", self.rounds) };
         format!(
-            "{} requests a run{rounds}, prompts of about {} tokens, answers of about {} (spread {}){left}",
-            self.requests, self.prompt_tokens, self.gen_tokens, self.spread
+            "{} requests a run{rounds}, prompts of about {} tokens, answers of about {} (spread {}, temperature {}){left}",
+            self.requests, self.prompt_tokens, self.gen_tokens, self.spread, self.temperature
         )
     }
 }
@@ -331,6 +360,7 @@ fn json_of(args: &Args, bench: &Bench) -> Value {
         "prompt_tokens": args.prompt_tokens,
         "gen_tokens": args.gen_tokens,
         "spread": args.spread,
+        "temperature": args.temperature,
         "cancel_share": args.cancel_share,
         "seed": args.seed,
         "saturation_requests_per_s": bench.saturation.iter().map(|&rate| rounded(rate)).collect::<Vec<_>>(),
