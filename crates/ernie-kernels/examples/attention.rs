@@ -4,7 +4,7 @@
 //!
 //! Prints milliseconds for 18 layers (as many as the 0.3B model has), GB/s of the cache read and GFLOP/s, with their shares of
 //! a reading stream and of the multiply-add peak. Every layer has its own cache, so that it comes from memory. Medians; with
-//! `--best` the best runs, for a busy machine. Other arguments choose cases: those whose lines hold every one of them as a
+//! `--best` the best runs, for a busy machine; `--level=avx512bf16` forces a level. Other arguments choose cases: those whose lines hold every one of them as a
 //! word, such as `decode 16:2 4096 Bf16`, or `rows`.
 #![allow(clippy::print_stdout, reason = "a program that prints")]
 
@@ -32,13 +32,18 @@ fn wanted(case: &str) -> bool {
 }
 
 fn main() {
+    if let Some(name) = std::env::args().find_map(|a| a.strip_prefix("--level=").map(str::to_owned)) {
+        let level = ernie_kernels::Level::from_name(&name);
+        ernie_kernels::set_level(level).expect("a level of this processor");
+    }
     let measured = ernie_kernels::limits::Limits::measure(threads());
     let limits = Limits { peak: measured.f32_gflop_per_s * 1e9, read: measured.read_gb_per_s * 1e9 };
     println!(
-        "level {}, {} threads; peak {:.0} GFLOP/s f32, read {:.1} GB/s",
+        "level {}, {} threads; peak {:.0} GFLOP/s f32 ({:.0} bf16), read {:.1} GB/s",
         level(),
         threads(),
         limits.peak / 1e9,
+        measured.bf16_gflop_per_s.unwrap_or_default(),
         limits.read / 1e9
     );
     let regions = 100_000;

@@ -6,8 +6,9 @@
 //!
 //! A page is read from where it lies and widened in registers, for a block of the query rows that share the walk: the heads of
 //! a group, and many positions of a prompt. While it is multiplied, what the walk reads next is asked for, line by line: a
-//! long context is bound by how many lines a core can await at a time. All products are f32 multiply-adds on every level,
-//! those with matrix units included, so that a cached number counts with all the bits it is stored with.
+//! long context is bound by how many lines a core can await at a time. A cached number counts with all the bits it is stored with.
+//! Products are f32 multiply-adds, but for pages of bf16 at [`Level::Amx`](crate::Level::Amx): there queries and the weights of the
+//! softmax are rounded to bf16 and multiplied in tile registers, into sums of f32.
 //!
 //! The softmax is online over pages within a chunk of `CHUNK` absolute positions, and the chunks' sums are then merged in
 //! order. So a long context is shared among threads however few heads there are, and yet a row's bits depend on its own query
@@ -19,6 +20,8 @@
 mod page;
 mod product;
 mod softmax;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod walk;
 
 use std::cmp::Reverse;
@@ -41,7 +44,7 @@ pub(crate) const CHUNK: usize = 256;
 /// Query rows (positions times heads of a group) that share one walk over the pages.
 const TILE_ROWS: usize = 96;
 
-/// How keys and values are stored. All arithmetic on them is f32.
+/// How keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CacheFormat {
     /// As they are.
@@ -77,7 +80,8 @@ pub struct Span<'a> {
 /// Causal attention of each span's rows over its pages, which already hold those rows' keys and values.
 ///
 /// Query head `h` reads key/value head `h / (H / G)`; scores are scaled by `1 / sqrt(D)`. With a window of `w`, a row sees
-/// itself and the `w - 1` positions before. Rows of `out` outside all spans are left alone.
+/// itself and the `w - 1` positions before. Rows of `out` outside all spans are left alone. Pages must have been written at the
+/// level that is used now.
 ///
 /// # Shapes
 /// `q, out: [T, H, D]`; pages of [`page_bytes`] bytes, written by [`write()`] at this `format` and these key/value heads

@@ -4,7 +4,8 @@
 //! lie in panels of [`COLUMNS`] columns, whose rows are lines of as many elements: keys by dimension with positions as
 //! columns, so that a score needs no sum across lanes; values by position with dimensions as columns, which are filled up to
 //! whole panels. A line of bf16 holds its column `c` beside column `c + 16`, as the lower and the upper half of a 32-bit
-//! word, which a shift and a mask widen; in the other formats columns follow each other.
+//! word, which a shift and a mask widen; in the other formats columns follow each other. Pages of bf16 that tile registers will
+//! multiply lie otherwise (`tiles/pairs.rs`): a page is read at the level that it was written at.
 
 use std::ops::Range;
 
@@ -13,8 +14,10 @@ use half::bf16;
 use super::super::tile::{self, Tile};
 use super::super::{Heads, check_spans};
 use super::product::COLUMNS;
+#[cfg(target_arch = "x86_64")]
+use super::tiles::pairs;
 use super::{CacheFormat, PAGE};
-use crate::level::Isa;
+use crate::level::{Isa, Level};
 use crate::{pool, simd};
 
 /// Sizes and places within a page.
@@ -26,13 +29,16 @@ pub(super) struct Layout {
     /// The same in whole panels.
     pub(super) padded: usize,
     kv_heads: usize,
+    /// Whether elements lie in pairs for tile registers.
+    pub(super) paired: bool,
 }
 
 impl Layout {
     pub(super) fn new(heads: &Heads, format: CacheFormat) -> Self {
         heads.check();
         let width = heads.head_dim;
-        Layout { format, width, padded: width.next_multiple_of(COLUMNS), kv_heads: heads.kv_heads }
+        let paired = format == CacheFormat::Bf16 && Isa::current().level() == Level::Amx;
+        Layout { format, width, padded: width.next_multiple_of(COLUMNS), kv_heads: heads.kv_heads, paired }
     }
 
     /// Bytes of a line.
@@ -42,11 +48,11 @@ impl Layout {
 
     /// Where the values start in a head's bytes; the keys are before.
     pub(super) fn values(&self) -> usize {
-        self.format.bytes(self.width * PAGE)
+        self.format.bytes(if self.paired { self.padded } else { self.width } * PAGE)
     }
 
     /// Bytes of a head's values, which the scales follow.
-    fn value_bytes(&self) -> usize {
+    pub(super) fn value_bytes(&self) -> usize {
         self.format.bytes(PAGE * self.padded)
     }
 
@@ -81,11 +87,19 @@ impl Layout {
 
     /// Where the key of a position lies in this dimension, in a head's bytes.
     fn key_at(&self, dimension: usize, place: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.paired {
+            return pairs::key_at(self.padded, dimension, place);
+        }
         self.at(self.width, dimension, place)
     }
 
     /// Where the value of a position lies in this dimension, in a head's bytes.
     fn value_at(&self, dimension: usize, place: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.paired {
+            return self.values() + pairs::value_at(dimension, place);
+        }
         self.values() + self.at(PAGE, place, dimension)
     }
 }
@@ -163,6 +177,10 @@ pub fn write(k: &[f32], v: &[f32], heads: &Heads, format: CacheFormat, writes: &
 /// Stores `n` rows of one head at places `first..first + n`.
 fn store_head(isa: Isa, layout: &Layout, k: Tile<'_>, v: Tile<'_>, n: usize, first: usize, head: &mut [u8]) {
     let d = layout.width;
+    #[cfg(target_arch = "x86_64")]
+    if layout.paired {
+        return pairs::store(isa, d, k, v, n, first, head);
+    }
     let mut inverse = [[1.0_f32; PAGE]; 2];
     if layout.format == CacheFormat::Int8 {
         let mut scales = layout.scales(&head[layout.values()..]);
@@ -330,7 +348,7 @@ kernel! {
 
 /// To nearest, ties to even; a NaN keeps its upper half and is made quiet.
 #[inline(always)]
-fn to_bf16(x: f32) -> u16 {
+pub(super) fn to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = (bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16;
     let kept = (bits >> 16) as u16 | 0x40;

@@ -18,9 +18,10 @@ pub(crate) struct Page<'a> {
     pub(super) key_scales: Option<&'a [f32; PAGE]>,
     /// What each position's weights, but not their total, are multiplied with.
     pub(super) value_scales: Option<&'a [f32; PAGE]>,
-    /// The position of the first row, and rows of a position.
+    /// The position of a tile's first row, rows of a position, and how many rows before these the tile has.
     pub(super) start: usize,
     pub(super) group: usize,
+    pub(super) row: usize,
     /// The first position of the page.
     pub(super) first: usize,
     pub(super) window: Option<usize>,
@@ -29,12 +30,12 @@ pub(crate) struct Page<'a> {
 impl Page<'_> {
     /// The places that row `i` sees.
     #[inline(always)]
-    fn visible(&self, i: usize) -> Visible {
-        Visible::new(self.start + i / self.group, self.first, self.window)
+    pub(super) fn visible(&self, i: usize) -> Visible {
+        Visible::new(self.start + (self.row + i) / self.group, self.first, self.window)
     }
 
     /// Whether each of so many rows sees the whole page: later rows begin and end later.
-    fn is_seen_whole(&self, rows: usize) -> bool {
+    pub(super) fn is_seen_whole(&self, rows: usize) -> bool {
         self.visible(0).end == PAGE && self.visible(rows - 1).first == 0
     }
 }
@@ -59,7 +60,7 @@ with_lanes! {
 
 #[inline(always)]
 unsafe fn weights_in<V: Lanes>(page: &Page<'_>, scores: &mut [[f32; PAGE]], part: &mut Part<'_>) {
-    let width = part.width();
+    let width = part.width;
     let whole = page.is_seen_whole(scores.len());
     let visible = |i: usize| if whole { Visible { first: 0, end: PAGE } } else { page.visible(i) };
     let totals = part.totals.as_chunks_mut::<16>().0.chunks_mut(ROWS);
@@ -141,7 +142,7 @@ unsafe fn prepare<V: Lanes>(row: &mut [f32; PAGE], key_scales: Option<&[f32; PAG
 
 #[inline(always)]
 unsafe fn merge_in<V: Lanes>(into: &mut Part<'_>, later: &Part<'_>) {
-    let width = into.width();
+    let width = into.width;
     let rows = into.totals.as_chunks_mut::<16>().0.iter_mut().zip(into.sums.chunks_exact_mut(width));
     let later_rows = later.totals.as_chunks::<16>().0.iter().zip(later.sums.chunks_exact(width));
     let (max, _) = into.max.as_chunks_mut::<ROWS>();

@@ -36,7 +36,7 @@ impl Tile<'_> {
         self.chunks.len() * (4 + self.count)
     }
 
-    fn start(&self) -> usize {
+    pub(super) fn start(&self) -> usize {
         self.span.past + self.first
     }
 }
@@ -56,22 +56,24 @@ pub(super) struct Call<'a> {
 pub(crate) struct Part<'a> {
     /// `[rows, 16]`.
     pub(super) totals: &'a mut [f32],
-    /// `[rows, width]`.
+    /// `[rows, width]`, and as many more rows as tiles reach over.
     pub(super) sums: &'a mut [f32],
     /// By row, to a multiple of 16 rows.
     pub(super) max: &'a mut [f32],
+    /// Floats of a row's sums.
+    pub(super) width: usize,
 }
 
 impl<'a> Part<'a> {
-    /// Floats for so many rows of so wide sums.
-    pub(super) fn len(rows: usize, width: usize) -> usize {
-        rows * (16 + width) + rows.next_multiple_of(16)
+    /// Floats for so many rows of so wide sums, with memory for more rows of them.
+    fn len(rows: usize, summed: usize, width: usize) -> usize {
+        rows * 16 + summed * width + rows.next_multiple_of(16)
     }
 
-    fn new(floats: &'a mut [f32], rows: usize, width: usize) -> Self {
+    fn new(floats: &'a mut [f32], rows: usize, summed: usize, width: usize) -> Self {
         let (totals, rest) = floats.split_at_mut(rows * 16);
-        let (sums, max) = rest.split_at_mut(rows * width);
-        Part { totals, sums, max }
+        let (sums, max) = rest.split_at_mut(summed * width);
+        Part { totals, sums, max, width }
     }
 
     fn clear(&mut self) {
@@ -80,20 +82,34 @@ impl<'a> Part<'a> {
         self.max.fill(f32::NEG_INFINITY);
     }
 
-    /// Floats of a row's sums.
-    pub(super) fn width(&self) -> usize {
-        self.sums.len() / (self.totals.len() / 16)
+    /// A batch of sixteen rows, the `batch`th, or as many as are left.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn batch(&mut self, batch: usize) -> Part<'_> {
+        let (rows, width) = (self.totals.len() / 16, self.width);
+        let some = batch * 16..(batch * 16 + 16).min(rows);
+        Part {
+            totals: &mut self.totals[some.start * 16..some.end * 16],
+            sums: &mut self.sums[some.start * width..(some.start + 16) * width],
+            max: &mut self.max[some.start..some.start + 16],
+            width,
+        }
     }
 }
 
 impl Call<'_> {
     /// Floats that the sums of a tile's rows take.
     pub(super) fn part_len(&self, tile: &Tile<'_>) -> usize {
-        Part::len(tile.rows(self.heads), self.layout.padded)
+        Part::len(tile.rows(self.heads), self.summed(tile), self.layout.padded)
     }
 
     fn part<'p>(&self, tile: &Tile<'_>, floats: &'p mut [f32]) -> Part<'p> {
-        Part::new(floats, tile.rows(self.heads), self.layout.padded)
+        Part::new(floats, tile.rows(self.heads), self.summed(tile), self.layout.padded)
+    }
+
+    /// Rows that there is memory for sums of: tile registers write sixteen at a time.
+    fn summed(&self, tile: &Tile<'_>) -> usize {
+        let rows = tile.rows(self.heads);
+        if self.layout.paired { rows.next_multiple_of(16) } else { rows }
     }
 
     /// All chunks of a tile, merged as they come.
@@ -136,13 +152,18 @@ impl Call<'_> {
         self.finish(tile, &merged);
     }
 
+    /// What queries are multiplied with: the softmax works with powers of 2.
+    fn scale(&self) -> f32 {
+        (std::f64::consts::LOG2_E / (self.layout.width as f64).sqrt()) as f32
+    }
+
     fn merge(&self, into: &mut Part<'_>, later: &Part<'_>) {
         // SAFETY: an `Isa` is of a level whose features the processor has.
         unsafe { softmax::merge(self.isa, into, later) };
     }
 
     /// Where row `i` of a tile lies among the heads of the flat rows: it is head `i % group` of position `i / group`.
-    fn head_at(&self, tile: &Tile<'_>, i: usize) -> usize {
+    pub(super) fn head_at(&self, tile: &Tile<'_>, i: usize) -> usize {
         let group = self.heads.group();
         let row = tile.span.rows.start + tile.first + i / group;
         row * self.heads.query_heads + tile.kv_head * group + i % group
@@ -162,11 +183,14 @@ impl Call<'_> {
     }
 
     /// Calls `f` with the tile's queries, scaled and cut into sections of [`PAGE`] dimensions, `[sections, rows, PAGE]`, and
-    /// with room for the scores of a page.
+    /// with room for the scores of a page. (For tile registers see [`Self::tiled`].)
     fn prepared(&self, tile: &Tile<'_>, f: impl FnOnce(&[f32], &mut [[f32; PAGE]])) {
         let (d, rows) = (self.layout.width, tile.rows(self.heads));
-        // The softmax works with powers of 2.
-        let scale = (std::f64::consts::LOG2_E / (d as f64).sqrt()) as f32;
+        let scale = self.scale();
+        #[cfg(target_arch = "x86_64")]
+        if self.layout.paired {
+            return self.tiled(tile, scale, f);
+        }
         let sections = d.div_ceil(PAGE);
         pool::scratch(rows * PAGE * (sections + 1), |scratch| {
             let (scores, queries) = scratch.split_at_mut(rows * PAGE);
@@ -205,6 +229,11 @@ impl Call<'_> {
             // The same place of the page that follows here, of which only the address is taken.
             let following = tile.span.pages[..run_pages].get(page + 1);
             let next = following.and_then(|next| next.get(layout.head(tile.kv_head))).unwrap_or(keys);
+            #[cfg(target_arch = "x86_64")]
+            if layout.paired {
+                self.page_in_tiles(tile, first, [keys, values, next], queries, scores, part);
+                continue;
+            }
             let keys = Side { format: layout.format, bytes: keys, rows: layout.width, ahead: values.as_ptr() };
             let columns = (end - first).min(PAGE).next_multiple_of(COLUMNS);
             for (section, queries) in queries.chunks_exact(scores.len() * PAGE).enumerate() {
@@ -218,6 +247,7 @@ impl Call<'_> {
                 value_scales: scales.map(|[_, values]| values),
                 start,
                 group,
+                row: 0,
                 first,
                 window: self.window,
             };
