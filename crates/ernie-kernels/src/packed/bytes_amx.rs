@@ -22,9 +22,6 @@ use crate::amx::{self, ROWS, Tiles};
 use crate::level::Isa;
 use crate::pool::{self, Shared};
 
-/// Elements along k after which the next panels follow: so much of [`HEIGHT`] rows of input stays in the second-level cache.
-const CHUNK: usize = 1024;
-
 /// Rows that share a widening.
 const HEIGHT: usize = 512;
 
@@ -310,13 +307,12 @@ impl Call<'_> {
                 let rows = top..(top + HEIGHT).min(self.rows);
                 for first in panels.clone().step_by(2 * together) {
                     let end = (first + 2 * together).min(panels.end);
-                    for chunk in (0..padded).step_by(CHUNK) {
+                    // Input of one depth stays in the second-level cache for all pairs.
+                    for from in (0..padded).step_by(DEPTH) {
+                        let ks = from..(from + DEPTH).min(padded);
                         for (pair, sums) in (first..end).step_by(2).zip(sums.chunks_exact_mut(apart)) {
-                            for from in (chunk..(chunk + CHUNK).min(padded)).step_by(DEPTH) {
-                                let ks = from..(from + DEPTH).min(padded);
-                                // SAFETY: the pair is the caller's, or its second panel is `end` and left out.
-                                unsafe { self.pair(pair, pair + 1 < end, rows.clone(), ks, wide, sums) };
-                            }
+                            // SAFETY: the pair is the caller's, or its second panel is `end` and left out.
+                            unsafe { self.pair(pair, pair + 1 < end, rows.clone(), ks.clone(), wide, sums) };
                         }
                     }
                     for row in rows.clone() {
@@ -403,11 +399,11 @@ unsafe fn block<const R: usize>(
     // SAFETY: by contract.
     unsafe {
         if resumes {
-            amx::load::<0>(sums, ROW);
-            amx::load::<1>(sums.add(ROW / 2), ROW);
+            amx::load_passing::<0>(sums, ROW);
+            amx::load_passing::<1>(sums.add(ROW / 2), ROW);
             if R == 2 {
-                amx::load::<2>(sums.add(ROWS * ROW), ROW);
-                amx::load::<3>(sums.add(ROWS * ROW + ROW / 2), ROW);
+                amx::load_passing::<2>(sums.add(ROWS * ROW), ROW);
+                amx::load_passing::<3>(sums.add(ROWS * ROW + ROW / 2), ROW);
             }
         } else {
             amx::zero::<0>();
@@ -419,9 +415,9 @@ unsafe fn block<const R: usize>(
         for _ in 0..2 * steps {
             amx::load::<6>(wide, 64);
             amx::load::<7>(wide.add(second), 64);
-            amx::load::<4>(x, STRIDE);
+            amx::load_passing::<4>(x, STRIDE);
             if R == 2 {
-                amx::load::<5>(x.add(ROWS * STRIDE), STRIDE);
+                amx::load_passing::<5>(x.add(ROWS * STRIDE), STRIDE);
             }
             amx::dot_bf16::<0, 4, 6>();
             amx::dot_bf16::<1, 4, 7>();

@@ -124,11 +124,15 @@ unsafe fn tile<const R: usize, const P: usize>(part: &Part<'_>, row: usize, pane
                     }
                 }
             }
-            amx::load::<4>(x, stride);
+            if R == 2 {
+                amx::load_passing::<4>(x, stride);
+            } else {
+                amx::load::<4>(x, stride);
+            }
             amx::load::<6>(w, STEP);
             amx::dot_bf16::<0, 4, 6>();
             if R == 2 {
-                amx::load::<5>(x.add(below), stride);
+                amx::load_passing::<5>(x.add(below), stride);
                 amx::dot_bf16::<2, 5, 6>();
             }
             if P >= 2 {
@@ -196,7 +200,7 @@ unsafe fn one<const C: u8, const UP: bool>(part: &Part<'_>, row: usize, panel: u
             amx::zero::<C>();
         } else if count == part.height && lanes == WIDTH {
             let stride = b.ys * size_of::<f32>();
-            if UP { amx::load::<C>(y.cast(), stride) } else { amx::store::<C>(y.cast(), stride) }
+            if UP { amx::load_passing::<C>(y.cast(), stride) } else { amx::store::<C>(y.cast(), stride) }
         } else {
             at_an_edge::<C, UP>(y, b.ys, count, lanes);
         }
