@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ernie_eval::load::{Comparison, Policy, StudyOptions, Workload, run, study};
-use ernie_serve::engine::{Batch, EachRow, Engine, EngineOptions, Model};
+use ernie_serve::engine::{Batch, Engine, EngineOptions, Model, Row, TakeRows};
 
 const VOCAB: usize = 8;
 
@@ -26,14 +26,14 @@ impl Model for Paper {
         &[]
     }
 
-    fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> ernie_serve::Result<()> {
+    fn forward(&mut self, batch: &Batch, take: &mut TakeRows<'_>) -> ernie_serve::Result<()> {
         self.rows.store(batch.ids.len(), Ordering::Relaxed);
         for (index, chunk) in batch.chunks.iter().enumerate() {
             for row in chunk.wanted.clone() {
                 let mut logits = [0.0; VOCAB];
                 let position = chunk.past + row - chunk.rows.start;
                 logits[(batch.ids[row] as usize * 3 + position) % VOCAB] = 1.0;
-                each(index, row, &mut logits);
+                take(vec![Row { chunk: index, row, numbers: &mut logits }]);
             }
         }
         Ok(())

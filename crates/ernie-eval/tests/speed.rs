@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 
 use ernie_eval::speed::{Workload, measure, options};
-use ernie_serve::engine::{Batch, EachRow, Engine, Model};
+use ernie_serve::engine::{Batch, Engine, Model, Row, TakeRows};
 
 const VOCAB: usize = 97;
 const CONTEXT: usize = 4096;
@@ -47,13 +47,13 @@ impl Model for Recorder {
         &ALL
     }
 
-    fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> ernie_serve::Result<()> {
+    fn forward(&mut self, batch: &Batch, take: &mut TakeRows<'_>) -> ernie_serve::Result<()> {
         let mut record = self.record.lock().unwrap();
         record.passes.push(batch.chunks.iter().map(|chunk| (chunk.past, chunk.rows.len())).collect());
         for (index, chunk) in batch.chunks.iter().enumerate() {
             record.ids.push(batch.ids[chunk.rows.clone()].to_vec());
             for row in chunk.wanted.clone() {
-                each(index, row, &mut [if self.broken { f32::NAN } else { 0.0 }; VOCAB]);
+                take(vec![Row { chunk: index, row, numbers: &mut [if self.broken { f32::NAN } else { 0.0 }; VOCAB] }]);
             }
         }
         Ok(())

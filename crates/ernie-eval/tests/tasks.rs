@@ -5,7 +5,7 @@ use std::io::Write;
 
 use ernie_data::tokenizer::{Tokenizer, TrainOptions, train_bpe};
 use ernie_eval::{EvalOptions, Subject, tasks};
-use ernie_serve::engine::{Batch, EachRow, Engine, EngineOptions, Model};
+use ernie_serve::engine::{Batch, Engine, EngineOptions, Model, Row, TakeRows};
 
 const CONTEXT: usize = 64;
 
@@ -38,7 +38,7 @@ impl Model for Echo {
         &[]
     }
 
-    fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> ernie_serve::Result<()> {
+    fn forward(&mut self, batch: &Batch, take: &mut TakeRows<'_>) -> ernie_serve::Result<()> {
         for (index, chunk) in batch.chunks.iter().enumerate() {
             let block = self.block_tokens();
             let place = |position: usize| (chunk.blocks[position / block], position % block);
@@ -53,7 +53,7 @@ impl Model for Echo {
                     if !self.word.is_empty() && question.contains(self.word) {
                         logits[self.then as usize] = 1.0;
                     }
-                    each(index, row, &mut logits);
+                    take(vec![Row { chunk: index, row, numbers: &mut logits }]);
                 }
             }
         }

@@ -34,6 +34,19 @@ impl Linear {
         self.finish(ops::multiply(x, &self.weight)?)
     }
 
+    /// As [`Self::forward`], as plain numbers that nobody copies: `[T, out]`, row-major, without recording.
+    pub fn numbers(&self, x: &Value) -> Result<Vec<f32>> {
+        let mut y = self.weight.multiply(&x.slice()?)?;
+        if let Some(bias) = &self.bias {
+            let bias = bias.value();
+            let bias = bias.slice()?;
+            for row in y.chunks_exact_mut(bias.len().max(1)) {
+                row.iter_mut().zip(&*bias).for_each(|(y, b)| *y += b);
+            }
+        }
+        Ok(y)
+    }
+
     /// Several linears of one input. Packed weights share the rounding of the input and one parallel region.
     ///
     /// # Shapes

@@ -105,7 +105,9 @@ fn any_company_gives_the_same_bits() {
                 batch.chunks.push(Chunk { blocks, past: 0, wanted: rows.clone(), hidden: false, rows });
             }
             let mut out = vec![Vec::new(); members.len()];
-            model.forward(&batch, &mut |chunk, _, logits| out[chunk].extend_from_slice(logits)).unwrap();
+            model
+                .forward(&batch, &mut |rows| rows.iter().for_each(|row| out[row.chunk].extend_from_slice(row.numbers)))
+                .unwrap();
             out
         };
         let together = run(&[0, 1, 2, 3]);

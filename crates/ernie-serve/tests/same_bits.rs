@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use ernie_model::{Decoder, ModelSource, PAGE, WeightsAs, load};
 use ernie_serve::engine::{
-    Batch, DecoderModel, EachRow, Engine, EngineOptions, Event, Generate, Model, Request, RequestId, Sampling, Stats,
+    Batch, DecoderModel, Engine, EngineOptions, Event, Generate, Model, Request, RequestId, Sampling, Stats, TakeRows,
 };
 use proptest::prelude::*;
 
@@ -44,8 +44,8 @@ impl Model for Eager {
         Some(0.02)
     }
 
-    fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> ernie_serve::Result<()> {
-        self.0.forward(batch, each)
+    fn forward(&mut self, batch: &Batch, take: &mut TakeRows<'_>) -> ernie_serve::Result<()> {
+        self.0.forward(batch, take)
     }
 }
 

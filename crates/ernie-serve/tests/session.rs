@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use ernie_data::chat::{ChatTemplate, Message};
 use ernie_data::tokenizer::{Tokenizer, TrainOptions, train_bpe};
-use ernie_serve::engine::{Batch, EachRow, Engine, EngineOptions, FinishReason, Model};
+use ernie_serve::engine::{Batch, Engine, EngineOptions, FinishReason, Model, Row, TakeRows};
 use ernie_serve::session::{Conversation, Options, Session};
 use proptest::prelude::*;
 
@@ -42,7 +42,7 @@ impl Model for Parrot {
         &[]
     }
 
-    fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> ernie_serve::Result<()> {
+    fn forward(&mut self, batch: &Batch, take: &mut TakeRows<'_>) -> ernie_serve::Result<()> {
         let chunk = &batch.chunks[0];
         if chunk.past == 0 {
             self.prompt = chunk.rows.len();
@@ -51,7 +51,7 @@ impl Model for Parrot {
             let said = chunk.past + row + 1 - self.prompt;
             let mut logits = vec![0.0; self.vocab_size];
             logits[self.script.get(said).copied().unwrap_or(EOS) as usize] = 1.0;
-            each(0, row, &mut logits);
+            take(vec![Row { chunk: 0, row, numbers: &mut logits }]);
         }
         Ok(())
     }

@@ -100,6 +100,17 @@ impl Decoder {
         self.activations.keep(self.lm_head.forward(hidden)?)
     }
 
+    /// As [`Self::logits`], as plain numbers and without recording: `[T, V]`, row-major.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn logits_of(&self, hidden: &Value) -> Result<Vec<f32>> {
+        match self.activations {
+            Activations::F32 => Ok(self.lm_head.numbers(hidden)?),
+            Activations::Bf16 => no_grad(|| Ok(self.logits(hidden)?.to_vec()?)),
+        }
+    }
+
     /// Logits of the chosen rows of a batch, without recording. `[rows.len(), V]`, row-major.
     ///
     /// # Errors
@@ -110,7 +121,7 @@ impl Decoder {
                 return Err(Error::Request(format!("row {row} of {}", tokens.len())));
             }
             let hidden = self.hidden(tokens, cache, &mut ())?;
-            Ok(self.logits(&hidden.rows(rows)?)?.to_vec()?)
+            self.logits_of(&hidden.rows(rows)?)
         })
     }
 

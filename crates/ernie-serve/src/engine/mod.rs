@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use ernie_model::Decoder;
 
-pub use model::{Batch, Chunk, DecoderModel, EachRow, Model};
+pub use model::{Batch, Chunk, DecoderModel, Model, Row, TakeRows};
 pub use request::{Event, FinishReason, Generate, Logprob, Pooling, Request, RequestId, TokenScore, Usage, Work};
 pub use sampler::{Sampling, uniform};
 pub use stats::Stats;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ernie_model::{Decoder, PAGE, PagedCache, Tokens};
-use ernie_nn::{Value, no_grad};
+use ernie_nn::no_grad;
 
 use crate::Result;
 
@@ -36,9 +36,19 @@ pub struct Chunk {
     pub hidden: bool,
 }
 
-/// Receives `(chunk, row of the batch, logits or hidden states)` for each wanted row, a chunk's in order. It may change
-/// what it is given.
-pub type EachRow<'a> = dyn FnMut(usize, usize, &mut [f32]) + 'a;
+/// What a wanted row came to.
+#[derive(Debug)]
+pub struct Row<'a> {
+    /// The chunk that the row belongs to.
+    pub chunk: usize,
+    /// Its number in the batch.
+    pub row: usize,
+    /// Its logits or its hidden states, to be changed at will.
+    pub numbers: &'a mut [f32],
+}
+
+/// Receives wanted rows, some at a time: those of a chunk together and in order.
+pub type TakeRows<'a> = dyn FnMut(Vec<Row<'_>>) + 'a;
 
 /// What the engine needs of a model.
 pub trait Model: Send {
@@ -68,7 +78,7 @@ pub trait Model: Send {
     ///
     /// # Errors
     /// When the model cannot run; every request of the batch then fails.
-    fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> Result<()>;
+    fn forward(&mut self, batch: &Batch, take: &mut TakeRows<'_>) -> Result<()>;
 }
 
 /// Rows of logits that exist at the same time, so that a long prompt does not need `[tokens, vocab]` at once.
@@ -115,7 +125,7 @@ impl Model for DecoderModel {
         self.cache.block_bytes()
     }
 
-    fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> Result<()> {
+    fn forward(&mut self, batch: &Batch, take: &mut TakeRows<'_>) -> Result<()> {
         let mut tokens = Tokens::default();
         for (index, chunk) in batch.chunks.iter().enumerate() {
             tokens.push(index, chunk.past, &batch.ids[chunk.rows.clone()]);
@@ -132,23 +142,24 @@ impl Model for DecoderModel {
             if wanted.is_empty() {
                 return Ok(());
             }
-            let (mut hidden, width) = (hidden.to_vec()?, self.decoder.config().hidden_size);
+            let width = self.decoder.config().hidden_size;
             let (as_they_are, wanted): (Vec<_>, Vec<_>) =
                 wanted.into_iter().partition(|&(chunk, _)| batch.chunks[chunk].hidden);
-            for (chunk, row) in as_they_are {
-                each(chunk, row, &mut hidden[row * width..(row + 1) * width]);
+            let chosen = |some: &[(usize, usize)]| hidden.rows(&some.iter().map(|&(_, row)| row).collect::<Vec<_>>());
+            if !as_they_are.is_empty() {
+                take(rows(&as_they_are, &mut chosen(&as_they_are)?.to_vec()?, width));
             }
             for part in wanted.chunks(LOGIT_ROWS) {
-                let rows: Vec<f32> =
-                    part.iter().flat_map(|&(_, row)| &hidden[row * width..(row + 1) * width]).copied().collect();
-                let rows = Value::from_vec(rows, &[part.len(), width])?;
-                let mut logits = self.decoder.logits(&rows)?.to_vec()?;
-                let rows = logits.chunks_exact_mut(self.decoder.config().vocab_size);
-                for (&(chunk, row), logits) in part.iter().zip(rows) {
-                    each(chunk, row, logits);
-                }
+                let mut logits = self.decoder.logits_of(&chosen(part)?)?;
+                take(rows(part, &mut logits, self.decoder.config().vocab_size));
             }
             Ok(())
         })
     }
+}
+
+/// Rows `width` wide of these chunks and numbers.
+fn rows<'a>(some: &[(usize, usize)], numbers: &'a mut [f32], width: usize) -> Vec<Row<'a>> {
+    let numbers = numbers.chunks_exact_mut(width);
+    some.iter().zip(numbers).map(|(&(chunk, row), numbers)| Row { chunk, row, numbers }).collect()
 }

@@ -158,24 +158,39 @@ fn penalise(sampling: &Sampling, seen: &Seen, logits: &mut [f32]) {
 
 /// Inverse-transform sampling over what the filters leave. `None` when rounding leaves nothing.
 fn draw(sampling: &Sampling, logits: &[f32], highest: f32, uniform: f64) -> Option<u32> {
+    let Sampling { temperature, top_k, top_p, min_p, .. } = *sampling;
     // Shifting before dividing keeps the smallest temperatures finite: the best is 0, the others -inf.
-    let weight = |logit: f32| f64::from((logit - highest) / sampling.temperature).exp();
-    let mut kept: Vec<(u32, f64)> = if sampling.top_k == 0 || sampling.top_k >= logits.len() {
-        logits.iter().enumerate().map(|(id, &logit)| (id as u32, weight(logit))).collect()
-    } else {
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-        order.select_nth_unstable_by(sampling.top_k - 1, by_logit);
-        order.truncate(sampling.top_k);
-        order.sort_unstable();
-        order.into_iter().map(|id| (id, weight(logits[id as usize]))).collect()
-    };
-    if sampling.top_p < 1.0 {
-        keep_nucleus(&mut kept, f64::from(sampling.top_p));
+    let weight = |id: u32| f64::from((logits[id as usize] - highest) / temperature).exp();
+    let few = top_k > 0 && top_k < logits.len();
+    if !few && top_p >= 1.0 && min_p <= 0.0 {
+        return draw_among_all(logits, highest, temperature, uniform);
     }
-    if sampling.min_p > 0.0 {
+    let roughly = |logits: &[f32]| -> f64 {
+        logits.chunks(logits::WEIGHED).map(|part| logits::weights(part, highest, temperature).1).sum()
+    };
+    let mut rest = 0.0;
+    let mut ids = if few {
+        logits::largest(logits, top_k)
+    } else {
+        let all = roughly(logits);
+        // All ids below this weight together hold less than what the nucleus leaves out, so none of them is in it.
+        let floor = f64::from(min_p).max(all * (1.0 - f64::from(top_p)) / logits.len() as f64);
+        // A little lower, for roundings; of a weight of zero nothing is known.
+        let least = f64::from(highest) + f64::from(temperature) * (floor.ln() - 1e-3);
+        let ids = logits::at_least(logits, if floor > 0.0 { (least as f32).next_down() } else { f32::NEG_INFINITY });
+        let chosen: Vec<f32> = ids.iter().map(|&id| logits[id as usize]).collect();
+        rest = (all - roughly(&chosen)).max(0.0);
+        ids
+    };
+    ids.sort_unstable();
+    let mut kept: Vec<(u32, f64)> = ids.into_iter().map(|id| (id, weight(id))).collect();
+    if top_p < 1.0 {
+        let all = rest + kept.iter().map(|&(_, weight)| weight).sum::<f64>();
+        keep_nucleus(&mut kept, f64::from(top_p) * all);
+    }
+    if min_p > 0.0 {
         // The likeliest has weight 1 and always stays.
-        kept.retain(|&(_, weight)| weight >= f64::from(sampling.min_p));
+        kept.retain(|&(_, weight)| weight >= f64::from(min_p));
     }
     let total: f64 = kept.iter().map(|&(_, weight)| weight).sum();
     let mut target = uniform * total;
@@ -188,20 +203,44 @@ fn draw(sampling: &Sampling, logits: &[f32], highest: f32, uniform: f64) -> Opti
     kept.iter().rev().find(|&&(_, weight)| weight > 0.0).map(|&(id, _)| id)
 }
 
-/// Keeps the fewest likeliest ids whose weights sum to at least `share` of all, in the order of their ids.
-fn keep_nucleus(kept: &mut Vec<(u32, f64)>, share: f64) {
-    let total: f64 = kept.iter().map(|&(_, weight)| weight).sum();
-    // All ids below this weight together hold less than what the nucleus leaves out, so none of them is in it, and a
-    // large vocabulary need not be sorted whole.
-    let floor = total * (1.0 - share) / kept.len() as f64;
-    kept.retain(|&(_, weight)| weight >= floor);
+/// A draw from the whole vocabulary: first the part of it that the number falls into, then the id.
+fn draw_among_all(logits: &[f32], highest: f32, temperature: f32, uniform: f64) -> Option<u32> {
+    let parts = || logits.chunks(logits::WEIGHED).enumerate();
+    let sums: Vec<f64> = parts().map(|(_, part)| logits::weights(part, highest, temperature).1).collect();
+    let mut target = uniform * sums.iter().sum::<f64>();
+    let mut last = None;
+    for ((number, part), sum) in parts().zip(sums) {
+        if target >= sum && number + 1 < logits.len().div_ceil(logits::WEIGHED) {
+            target -= sum;
+            continue;
+        }
+        let (weights, _) = logits::weights(part, highest, temperature);
+        for (id, weight) in
+            (number * logits::WEIGHED..).zip(weights).take(part.len()).filter(|&(_, weight)| weight > 0.0)
+        {
+            last = Some(id as u32);
+            if target < f64::from(weight) {
+                return last;
+            }
+            target -= f64::from(weight);
+        }
+        // Roundings alone lead past the end of a part.
+        if last.is_some() {
+            return last;
+        }
+    }
+    last
+}
+
+/// Keeps the fewest likeliest ids whose weights sum to at least `enough`, in the order of their ids.
+fn keep_nucleus(kept: &mut Vec<(u32, f64)>, enough: f64) {
     kept.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     let mut sum = 0.0;
-    let enough = kept.iter().position(|&(_, weight)| {
+    let last = kept.iter().position(|&(_, weight)| {
         sum += weight;
-        sum >= share * total
+        sum >= enough
     });
-    if let Some(last) = enough {
+    if let Some(last) = last {
         kept.truncate(last + 1);
     }
     kept.sort_unstable_by_key(|&(id, _)| id);
@@ -228,16 +267,8 @@ pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
 
 /// The `n` likeliest ids with their log-probabilities, likeliest first, the lower id among equals.
 pub(crate) fn top(logits: &[f32], log_sum: f64, n: usize) -> Vec<(u32, f64)> {
-    let n = n.min(logits.len());
-    if n == 0 {
-        return Vec::new();
-    }
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    order.select_nth_unstable_by(n - 1, by_logit);
-    order.truncate(n);
-    order.sort_unstable_by(by_logit);
-    order.into_iter().map(|id| (id, f64::from(logits[id as usize]) - log_sum)).collect()
+    let ids = logits::largest(logits, n);
+    ids.into_iter().map(|id| (id, f64::from(logits[id as usize]) - log_sum)).collect()
 }
 
 #[cfg(test)]
@@ -376,6 +407,42 @@ mod tests {
         }
 
         #[test]
+        fn a_draw_is_what_sorting_the_whole_vocabulary_gives(
+            logits in prop::collection::vec(-12f32..5.0, 1..3000),
+            temperature in 0.2f32..3.0,
+            top_k in prop_oneof![Just(0_usize), 1_usize..3100],
+            top_p in prop_oneof![Just(1.0f32), 0.05f32..1.0],
+            min_p in prop_oneof![Just(0.0f32), 0.001f32..0.5],
+            uniform in 0.0f64..1.0,
+        ) {
+            let sampling = Sampling { temperature, top_k, top_p, min_p, ..Sampling::default() };
+            let highest = argmax(&logits).unwrap().1;
+            let mut all: Vec<(u32, f64)> = (0..logits.len() as u32)
+                .map(|id| (id, f64::from((logits[id as usize] - highest) / temperature).exp()))
+                .collect();
+            all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            if top_k > 0 {
+                all.truncate(top_k);
+            }
+            let total: f64 = all.iter().map(|a| a.1).sum();
+            let mut sum = 0.0;
+            all.retain(|&(_, weight)| {
+                let before = sum;
+                sum += weight;
+                (before < f64::from(top_p) * total || top_p >= 1.0) && weight >= f64::from(min_p)
+            });
+            all.sort_by_key(|a| a.0);
+            let total: f64 = all.iter().map(|a| a.1).sum();
+            let id = draw(&sampling, &logits, highest, uniform).unwrap();
+            let place = all.iter().position(|a| a.0 == id);
+            prop_assert!(place.is_some(), "{} was filtered out", id);
+            let before: f64 = all[..place.unwrap()].iter().map(|a| a.1).sum();
+            // Single precision decides who gets the last millionth.
+            let slack = 1e-6 * total;
+            prop_assert!(before - slack <= uniform * total && uniform * total < before + all[place.unwrap()].1 + slack);
+        }
+
+        #[test]
         fn top_p_keeps_the_smallest_sufficient_set(
             logits in prop::collection::vec(-5f32..5.0, 1..60),
             share in 0.01f64..0.99,
@@ -384,7 +451,7 @@ mod tests {
                 logits.iter().enumerate().map(|(id, &l)| (id as u32, f64::from(l).exp())).collect();
             let total: f64 = kept.iter().map(|k| k.1).sum();
             let all = kept.clone();
-            keep_nucleus(&mut kept, share);
+            keep_nucleus(&mut kept, share * total);
             let sum: f64 = kept.iter().map(|k| k.1).sum();
             let least = kept.iter().map(|k| k.1).fold(f64::INFINITY, f64::min);
             prop_assert!(sum >= share * total * (1.0 - 1e-12));

@@ -1,11 +1,12 @@
 //! One step: plan, make room, let in, run, tell.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use super::Engine;
 use super::blocks::Block;
 use super::job::{End, Job};
-use super::model::{Batch, Chunk};
+use super::model::{Batch, Chunk, Row};
 use super::plan::{self, Plan, Running, Waiting};
 use super::request::{Event, FinishReason, RequestId};
 use crate::{Error, Result};
@@ -160,10 +161,7 @@ impl Engine {
         let (running, events) = (&mut self.running, &mut self.pending);
         let told = events.len();
         let start = Instant::now();
-        let outcome = self.model.forward(&batch, &mut |chunk, row, logits| {
-            let part = &batch.chunks[chunk];
-            running[busy[chunk]].take_row(part.past + row - part.rows.start, batch.ids[row], logits, events);
-        });
+        let outcome = self.model.forward(&batch, &mut |rows| take_rows(running, &busy, &batch, rows, events));
         self.pace.note(batch.ids.len(), start.elapsed().as_secs_f64());
         self.stats.rows += batch.ids.len() as u64;
         for &at in &busy {
@@ -222,5 +220,35 @@ impl Engine {
         tracing::debug!(request = job.id.0, reason = end.0.name(), "finished");
         self.stats.finished += 1;
         self.pending.push(job.finish(end));
+    }
+}
+
+/// Rows of one request, the request, and what they lead to.
+type Taken<'a, 'r> = (&'a mut Job, Vec<Row<'r>>, Vec<Event>);
+
+/// Hands rows to their requests, to several of these at the same time: each has a vocabulary to look through.
+fn take_rows(running: &mut [Job], busy: &[usize], batch: &Batch, rows: Vec<Row<'_>>, events: &mut Vec<Event>) {
+    let mut of_chunk: Vec<Vec<Row<'_>>> = busy.iter().map(|_| Vec::new()).collect();
+    for row in rows {
+        of_chunk[row.chunk].push(row);
+    }
+    let mut rows_of: Vec<Vec<Row<'_>>> = running.iter().map(|_| Vec::new()).collect();
+    for (rows, &at) in of_chunk.into_iter().zip(busy) {
+        rows_of[at] = rows;
+    }
+    let tasks: Vec<Mutex<Taken<'_, '_>>> = (running.iter_mut().zip(rows_of))
+        .filter(|(_, rows)| !rows.is_empty())
+        .map(|(job, rows)| Mutex::new((job, rows, Vec::new())))
+        .collect();
+    ernie_nn::parallel(tasks.len(), |task| {
+        let mut task = tasks[task].lock().unwrap_or_else(PoisonError::into_inner);
+        let (job, rows, events) = &mut *task;
+        for Row { chunk, row, numbers } in rows.drain(..) {
+            let part = &batch.chunks[chunk];
+            job.take_row(part.past + row - part.rows.start, batch.ids[row], numbers, events);
+        }
+    });
+    for task in tasks {
+        events.append(&mut task.into_inner().unwrap_or_else(PoisonError::into_inner).2);
     }
 }

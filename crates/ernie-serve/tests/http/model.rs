@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use ernie_data::tokenizer::{Tokenizer, TrainOptions, train_bpe};
-use ernie_serve::engine::{Batch, EachRow, Model};
+use ernie_serve::engine::{Batch, Model, Row, TakeRows};
 
 /// Reading this id makes the model panic.
 pub(crate) const PANIC_ID: u32 = 395;
@@ -100,7 +100,7 @@ impl Model for Told {
         Some(1.0)
     }
 
-    fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> ernie_serve::Result<()> {
+    fn forward(&mut self, batch: &Batch, take: &mut TakeRows<'_>) -> ernie_serve::Result<()> {
         std::thread::sleep(self.step);
         assert!(!batch.ids.contains(&PANIC_ID), "the model was told to panic");
         if batch.ids.contains(&FAIL_ID) {
@@ -116,7 +116,7 @@ impl Model for Told {
                 if !chunk.hidden {
                     self.say(position, &mut out);
                 }
-                each(index, row, &mut out);
+                take(vec![Row { chunk: index, row, numbers: &mut out }]);
             }
         }
         Ok(())

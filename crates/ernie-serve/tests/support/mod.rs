@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use ernie_serve::engine::{Batch, EachRow, Model};
+use ernie_serve::engine::{Batch, Model, Row, TakeRows};
 
 pub(crate) const VOCAB: usize = 23;
 pub(crate) const BLOCK: usize = 4;
@@ -91,7 +91,7 @@ impl Model for FakeModel {
         Some(0.1)
     }
 
-    fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> ernie_serve::Result<()> {
+    fn forward(&mut self, batch: &Batch, take: &mut TakeRows<'_>) -> ernie_serve::Result<()> {
         let mut ledger = self.ledger.lock().unwrap();
         assert!(!batch.ids.is_empty(), "an empty pass costs time for nothing");
         ledger.rows.push(batch.ids.len());
@@ -126,7 +126,7 @@ impl Model for FakeModel {
                     if poison == Some(batch.ids[row]) {
                         logits[3] = f32::NAN;
                     }
-                    each(index, row, &mut logits);
+                    take(vec![Row { chunk: index, row, numbers: &mut logits }]);
                 }
             }
         }

@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 use ernie_data::tokenizer::{Tokenizer, TrainOptions, train_bpe};
-use ernie_serve::engine::{Batch, EachRow, Model, Verdict, Watcher};
+use ernie_serve::engine::{Batch, Model, Row, TakeRows, Verdict, Watcher};
 use ernie_serve::session::GrammarVocab;
 
 pub(crate) const EOS: u32 = 2;
@@ -117,12 +117,12 @@ impl Model for Chain {
         Some(0.05)
     }
 
-    fn forward(&mut self, batch: &Batch, each: &mut EachRow<'_>) -> ernie_serve::Result<()> {
+    fn forward(&mut self, batch: &Batch, take: &mut TakeRows<'_>) -> ernie_serve::Result<()> {
         for (index, chunk) in batch.chunks.iter().enumerate() {
             for row in chunk.wanted.clone() {
                 let mut random = random(u64::from(batch.ids[row]) + 1);
                 let mut logits: Vec<f32> = (0..self.vocab_size).map(|_| 4.0 * random()).collect();
-                each(index, row, &mut logits);
+                take(vec![Row { chunk: index, row, numbers: &mut logits }]);
             }
         }
         Ok(())
