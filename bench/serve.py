@@ -46,14 +46,14 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start(command, port, log):
-    """Starts a server and waits until it answers."""
+def start(command, port, ready, log):
+    """Starts a server and waits until it says that its model is loaded."""
     process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
     for _ in range(600):
         if process.poll() is not None:
             break
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=1):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{ready}", timeout=1):
                 return process
         except OSError:
             time.sleep(0.1)
@@ -108,10 +108,10 @@ def main():
         servers = []
         try:
             servers.append(start([args.ernie, "serve", model, "--weights", args.weights, "--listen", f"127.0.0.1:{ours}",
-                                  "--threads", args.threads], ours, log_a))
+                                  "--threads", args.threads], ours, "/ready", log_a))
             # As many slots as readers, its best attention, no page.
             servers.append(start([llama, "-m", model, "-t", args.threads, "-tb", args.threads, "--host", "127.0.0.1", "--port",
-                                  theirs, "-np", 16, "-c", 16 * 1024, "-fa", "on", "--no-webui"], theirs, log_b))
+                                  theirs, "-np", 16, "-c", 16 * 1024, "-fa", "on", "--no-webui"], theirs, "/health", log_b))
             command = [args.ernie, "bench", "serve", f"http://127.0.0.1:{ours}", "--compare", f"http://127.0.0.1:{theirs}",
                        "--requests", args.requests, "--rounds", args.rounds, "--json"]
             command += ["--clients", args.clients] if args.clients != "none" else []
