@@ -130,8 +130,8 @@ kernel! {
     }
 }
 
-/// Copies the values of a head, with zeros for places outside `seen`; tells whether what is left is finite everywhere but in `common`,
-/// the places that every row sees.
+/// Copies the values of a head, with zeros for places outside `seen`, as far as products of [`DEPTH`] places read them; tells whether what
+/// is left is finite everywhere but in `common`, the places that every row sees.
 pub(in super::super) fn seen(
     isa: Isa,
     values: &[u8],
@@ -149,9 +149,14 @@ kernel! {
         /// The exponent of what is not finite, in both elements of a pair.
         const LAST: u32 = 0x7F80;
         let mut finite = true;
+        let read = seen.start / DEPTH * DEPTH / 2..seen.end.next_multiple_of(DEPTH) / 2;
         for panel in values.chunks_exact(PAGE / 2 * LINE).zip(to.chunks_exact_mut(PAGE / 2 * LINE)) {
             let lines = panel.0.as_chunks::<LINE>().0.iter().zip(panel.1.as_chunks_mut::<LINE>().0);
-            for (pair, (line, to)) in lines.enumerate() {
+            for (pair, (line, to)) in lines.enumerate().take(read.end).skip(read.start) {
+                if common.contains(&(2 * pair)) && common.contains(&(2 * pair + 1)) {
+                    *to = *line;
+                    continue;
+                }
                 let of = |range: &Range<usize>| {
                     let each = |place: usize, bits: u32| if range.contains(&place) { bits } else { 0 };
                     each(2 * pair, 0xFFFF) | each(2 * pair + 1, 0xFFFF_0000)
