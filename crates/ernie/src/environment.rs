@@ -8,6 +8,7 @@
 //! | `HF_HUB_OFFLINE` | `1`: never go to the network |
 //! | `NO_COLOR`, `TERM=dumb` | no colour |
 //! | `ERNIE_LOG` | what the libraries log, e.g. `ernie_train=debug` |
+//! | `OTEL_*` | with the feature `otel`: OpenTelemetry's own, read by its library; `OTEL_EXPORTER_OTLP_ENDPOINT` switches traces on |
 
 use std::{env, path::PathBuf};
 
@@ -27,6 +28,23 @@ pub(crate) fn colour_wanted() -> bool {
 /// What the libraries should log, if anything.
 pub(crate) fn log_filter() -> Option<String> {
     text("ERNIE_LOG")
+}
+
+/// Whether there is a collector for traces.
+#[cfg(feature = "otel")]
+pub(crate) fn collector_named() -> bool {
+    let off = text("OTEL_SDK_DISABLED").is_some_and(|v| v.eq_ignore_ascii_case("true"));
+    let none = text("OTEL_TRACES_EXPORTER").is_some_and(|v| v.eq_ignore_ascii_case("none"));
+    let named = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]
+        .into_iter()
+        .any(|name| text(name).is_some());
+    named && !off && !none
+}
+
+/// Whether the environment names the service that traces come from.
+#[cfg(feature = "otel")]
+pub(crate) fn service_named() -> bool {
+    text("OTEL_SERVICE_NAME").is_some() || text("OTEL_RESOURCE_ATTRIBUTES").is_some_and(|v| v.contains("service.name="))
 }
 
 /// Where the line history of `chat` is kept.

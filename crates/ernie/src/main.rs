@@ -14,6 +14,8 @@ mod printer;
 mod progress;
 mod quickstart;
 mod report;
+#[cfg(feature = "otel")]
+mod traces;
 
 /// Activations of a pass are large and short-lived: an allocator that keeps their pages spares the kernel clearing them
 /// anew in every layer.

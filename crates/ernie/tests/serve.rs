@@ -357,3 +357,71 @@ fn the_commands_of_the_documentation_work() {
         assert!(!out.contains("\"error\":{"), "{command}: {out}");
     }
 }
+
+/// A collector of traces: keeps all that is sent to it and accepts it.
+#[cfg(feature = "otel")]
+fn collector() -> (String, std::sync::Arc<std::sync::Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    let kept = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let keep = kept.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.expect("a connection"));
+            let (mut length, mut line) = (0, String::new());
+            while reader.read_line(&mut line).is_ok_and(|n| n > 2) {
+                let lower = line.to_ascii_lowercase();
+                if let Some(bytes) = lower.strip_prefix("content-length:") {
+                    length = bytes.trim().parse().expect("a length");
+                }
+                keep.lock().expect("nobody panicked").extend(std::mem::take(&mut line).into_bytes());
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).expect("the body");
+            keep.lock().expect("nobody panicked").extend(body);
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = reader.get_mut().write_all(answer);
+        }
+    });
+    (address, kept)
+}
+
+#[cfg(feature = "otel")]
+#[test]
+fn traces_reach_a_collector() {
+    let (collector, kept) = collector();
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = tiny_run();
+    let before = format!("export OTEL_EXPORTER_OTLP_ENDPOINT=http://{collector}");
+    let server = Serving::start_after(&before, folder.path(), &[model.to_str().expect("a path")]);
+    server.wait_until_ready();
+    let body = r#"{"prompt":[5,6,7],"max_tokens":4,"temperature":0,"ignore_eos":true,"stream":true}"#;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let request = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntraceparent: 00-{trace}-b7ad6b7169203331-01\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = ask(&server.address, &request);
+    assert!(answer.contains("[DONE]"), "{answer}");
+    server.signal("-TERM");
+    let (code, said) = server.end();
+    assert_eq!(code, Some(0), "{said}");
+    let kept = kept.lock().expect("nobody panicked");
+    let has = |what: &[u8]| kept.windows(what.len()).any(|window| window == what);
+    for what in [
+        "POST /v1/traces",
+        "POST /v1/completions",
+        "http.route",
+        "generate",
+        "first token",
+        "decode",
+        "service.name",
+        "gen_ai.usage.output_tokens",
+    ] {
+        assert!(has(what.as_bytes()), "no {what:?} in {:?}", String::from_utf8_lossy(&kept));
+    }
+    // The caller's trace goes on: its id is in every span.
+    let id: Vec<u8> = (0..16).map(|i| u8::from_str_radix(&trace[2 * i..2 * i + 2], 16).expect("hex")).collect();
+    assert!(kept.windows(16).filter(|window| **window == *id).count() >= 4, "the trace of the caller is lost");
+}

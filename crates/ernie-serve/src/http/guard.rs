@@ -18,11 +18,13 @@ use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{Instrument, Span};
 
 use super::Config;
 use super::error::{ApiError, ApiResult, Reason};
 use super::metrics::Answered;
 use super::state::{App, InFlight};
+use super::trace;
 
 /// What is open to everybody: it holds no data and costs nothing.
 pub(super) const OPEN: [&str; 5] = ["/health", "/ready", "/", "/page.css", "/page.js"];
@@ -77,13 +79,24 @@ pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, nex
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let open = path.as_deref().is_some_and(|path| OPEN.contains(&path));
     let route = path.unwrap_or_else(|| "other".to_owned());
-    let log = Log { app: app.clone(), name: name.clone(), route, method: request.method().to_string(), started };
+    let span = trace::request(request.method().as_str(), &route, &name);
+    if let Some(continue_trace) = app.config.continue_trace {
+        continue_trace(&span, request.headers());
+    }
+    let log = Log {
+        app: app.clone(),
+        name: name.clone(),
+        route,
+        method: request.method().to_string(),
+        started,
+        span: span.clone(),
+    };
     let permit = if open { Ok(None) } else { admit(&app, request.headers()).map(Some) };
     let (held, mut response) = match permit {
         Ok(permit) => {
             let in_flight = (!open).then(|| app.count());
             request.extensions_mut().insert(Deadline(tokio::time::Instant::now() + app.config.limits.deadline));
-            (Some((in_flight, permit)), next.run(request).await)
+            (Some((in_flight, permit)), next.run(request).instrument(span).await)
         }
         Err(error) => (None, error.into_response()),
     };
@@ -159,6 +172,7 @@ impl HttpBody for Watched {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let _inside = self.log.span.clone().entered();
         Pin::new(&mut self.inner).poll_frame(context)
     }
 
@@ -183,10 +197,12 @@ struct Log {
     route: String,
     method: String,
     started: Instant,
+    span: Span,
 }
 
 impl Log {
     fn end(&self, status: StatusCode) {
+        trace::answered(&self.span, status);
         let took: Duration = self.started.elapsed();
         let metrics = &self.app.metrics;
         metrics.request_s.observe(took.as_secs_f64());

@@ -31,6 +31,7 @@ mod sse;
 mod state;
 mod thread;
 mod tls;
+mod trace;
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ pub use keys::Keys;
 pub use limits::Limits;
 pub use thread::{EngineMaker, panics_are_caught};
 pub use tls::Tls;
+pub use trace::TARGET as TRACE_TARGET;
 
 use crate::session::{CallForm, GrammarCache, GrammarVocab, ReasoningForm};
 use crate::{Error, Result};
@@ -75,6 +77,8 @@ pub struct Config {
     pub cors_origins: Vec<String>,
     /// Speaks TLS.
     pub tls: Option<Tls>,
+    /// Makes the span of a request part of the trace that its headers name ([`TRACE_TARGET`]).
+    pub continue_trace: Option<fn(&tracing::Span, &axum::http::HeaderMap)>,
 }
 
 /// What is served, once it is loaded.

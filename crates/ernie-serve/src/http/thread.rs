@@ -15,8 +15,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Span;
 
 use super::metrics::{Ended, Metrics};
+use super::trace::Generation;
 use crate::engine::{Engine, Event, FinishReason, Logprob, Request, RequestId, Stats, TokenScore};
 use crate::{Error, Result};
 
@@ -47,6 +49,7 @@ struct Submission {
     requests: Vec<Request>,
     updates: mpsc::Sender<(usize, Update)>,
     accepted: oneshot::Sender<Result<()>>,
+    span: Span,
 }
 
 /// The way to the engine.
@@ -64,7 +67,7 @@ impl EngineHandle {
         let gone = || Error::Failed("the engine failed".into());
         let (updates, receiver) = mpsc::channel(room.max(1));
         let (accepted, answer) = oneshot::channel();
-        self.inbox.send(Submission { requests, updates, accepted }).map_err(|_| gone())?;
+        self.inbox.send(Submission { requests, updates, accepted, span: Span::current() }).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())??;
         Ok(receiver)
     }
@@ -143,6 +146,7 @@ struct Live {
     index: usize,
     submitted: Instant,
     last_token: Option<Instant>,
+    generation: Generation,
 }
 
 /// Who is in the engine.
@@ -185,7 +189,7 @@ impl Room {
     }
 
     fn submit(&mut self, engine: &mut Engine, submission: Submission) {
-        let Submission { requests, updates, accepted } = submission;
+        let Submission { requests, updates, accepted, span } = submission;
         // It may have left while it waited for this step.
         if updates.is_closed() {
             return;
@@ -203,7 +207,8 @@ impl Room {
         }
         let submitted = Instant::now();
         for (index, id) in ids.into_iter().enumerate() {
-            self.live.insert(id, Live { updates: updates.clone(), index, submitted, last_token: None });
+            let generation = Generation::begin(&span);
+            self.live.insert(id, Live { updates: updates.clone(), index, submitted, last_token: None, generation });
         }
         let _ = accepted.send(Ok(()));
     }
@@ -214,6 +219,9 @@ impl Room {
         let (update, over) = match event {
             Event::Token { id, logprob, .. } => {
                 let since = live.last_token.replace(now);
+                if since.is_none() {
+                    live.generation.first_token();
+                }
                 let histogram = if since.is_some() { &self.metrics.inter_token_s } else { &self.metrics.first_token_s };
                 histogram.observe((now - since.unwrap_or(live.submitted)).as_secs_f64());
                 (Update::Token { id, logprob }, false)
@@ -222,6 +230,7 @@ impl Room {
             Event::Embedded { embedding, .. } => (Update::Embedded(embedding), false),
             Event::Logits { .. } => return,
             Event::Finished { reason, stop_id, stop_logprob, usage, .. } => {
+                live.generation.end(&reason, Some(&usage));
                 self.metrics.queue_s.observe(usage.queued_s);
                 self.metrics.finished.get_or_create(&Ended { reason: reason.name() }).inc();
                 let stop = stop_id.map(|id| (id, stop_logprob));
@@ -240,6 +249,7 @@ impl Room {
         for (_, live) in self.live.drain() {
             let reason = FinishReason::Error("the engine failed at this step; the request may be sent again".into());
             self.metrics.finished.get_or_create(&Ended { reason: reason.name() }).inc();
+            live.generation.end(&reason, None);
             let update = Update::Finished { reason, stop: None };
             let _ = live.updates.try_send((live.index, update));
         }

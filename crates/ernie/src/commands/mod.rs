@@ -14,6 +14,8 @@ pub(crate) mod store;
 pub(crate) mod tokenize;
 pub(crate) mod train;
 
+use tracing_subscriber::{Layer, layer::SubscriberExt, util::SubscriberInitExt};
+
 use crate::{
     cli::{Cli, Command, options::Global},
     environment,
@@ -23,6 +25,8 @@ use crate::{
     printer::Printer,
     quickstart,
 };
+#[cfg(feature = "otel")]
+use crate::{failure::Failure, traces::Traces};
 
 /// The version as `ernie --version` prints it.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -37,7 +41,7 @@ pub(crate) const COMMIT: &str = match option_env!("ERNIE_COMMIT") {
 pub(crate) fn run(cli: Cli) -> Result<Exit> {
     interrupt::install();
     let printer = Printer::new(cli.global.quiet);
-    log(&cli, &printer);
+    let _logs = log(&cli, &printer)?;
     threads(&cli.global);
     let workers = machine::threads(cli.global.threads);
     match cli.command {
@@ -61,7 +65,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
 }
 
 /// The libraries' log goes to stderr, and only when it is asked for. A server logs its requests unless told otherwise.
-fn log(cli: &Cli, printer: &Printer) {
+fn log(cli: &Cli, printer: &Printer) -> Result<Logs> {
     #[cfg(feature = "http")]
     let (usual, json) = match &cli.command {
         Command::Serve(args) => (!cli.global.quiet, args.logs_json()),
@@ -69,13 +73,31 @@ fn log(cli: &Cli, printer: &Printer) {
     };
     #[cfg(not(feature = "http"))]
     let (usual, json) = (false, false);
-    if let Some(filter) = environment::log_filter().or_else(|| usual.then(|| "ernie_serve=info".to_owned())) {
-        let log = tracing_subscriber::fmt()
-            .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
-            .with_ansi(printer.colours_talk() && !json)
-            .with_writer(std::io::stderr);
-        let _ = if json { log.json().flatten_event(true).try_init() } else { log.try_init() };
+    let lines = environment::log_filter().or_else(|| usual.then(|| "ernie_serve=info".to_owned())).map(|filter| {
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let lines = lines.with_ansi(printer.colours_talk() && !json);
+        let lines = if json { lines.json().flatten_event(true).boxed() } else { lines.boxed() };
+        lines.with_filter(tracing_subscriber::EnvFilter::new(filter))
+    });
+    #[cfg(feature = "otel")]
+    let traces = if let Command::Serve(_) = &cli.command { Traces::wanted().map_err(Failure::input)? } else { None };
+    let silent = lines.is_none();
+    let subscriber = tracing_subscriber::registry().with(lines);
+    #[cfg(feature = "otel")]
+    let (silent, subscriber) = (silent && traces.is_none(), subscriber.with(traces.as_ref().map(Traces::layer)));
+    if !silent {
+        let _ = subscriber.try_init();
     }
+    Ok(Logs {
+        #[cfg(feature = "otel")]
+        _traces: traces,
+    })
+}
+
+/// What must be sent before the program ends.
+struct Logs {
+    #[cfg(feature = "otel")]
+    _traces: Option<Traces>,
 }
 
 /// Sets the number of worker threads before anything runs on them.

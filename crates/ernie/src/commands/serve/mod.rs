@@ -109,6 +109,10 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         keys,
         cors_origins: args.cors_origin.clone(),
         tls,
+        #[cfg(feature = "otel")]
+        continue_trace: Some(crate::traces::continue_trace),
+        #[cfg(not(feature = "otel"))]
+        continue_trace: None,
     };
     let listener = TcpListener::bind(&addresses[..]).map_err(|e| cannot_listen(&args.listen, &e))?;
     let address = listener.local_addr().map_err(|e| cannot_listen(&args.listen, &e))?;
