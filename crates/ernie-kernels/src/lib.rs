@@ -60,4 +60,4 @@ pub mod swiglu;
 pub use formats::Format;
 pub use level::{Level, Unsupported, level, set_level, supported_levels, with_level};
 pub use linear::Rows;
-pub use pool::{parallel, set_threads, threads};
+pub use pool::{catch_panics, panics_are_caught, parallel, set_threads, threads};

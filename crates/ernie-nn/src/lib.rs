@@ -37,7 +37,7 @@ pub use candle_core::Tensor;
 pub use ernie_kernels::packed::Buffer;
 /// Arithmetic over slices that rooms above need as it is: the optimiser's pass, stored formats, rounding to int8, a look over
 /// logits.
-pub use ernie_kernels::{Format, adamw, formats, logits, parallel, quantize};
+pub use ernie_kernels::{Format, adamw, catch_panics, formats, logits, panics_are_caught, parallel, quantize};
 pub use error::{Error, Result};
 pub use linear::Linear;
 pub use ops::attention::{CacheFormat, Heads, PAGE, Span};

@@ -42,8 +42,7 @@ pub(crate) fn report_defects() {
         // A reader that has gone away makes printing fail; nothing more can be said then.
         let _ = writeln!(std::io::stderr(), "{}", defect_lines(panic));
         // A server fails the requests of the thread that broke, and goes on.
-        #[cfg(feature = "http")]
-        if ernie_serve::http::panics_are_caught() {
+        if ernie_kernels::panics_are_caught() {
             return;
         }
         // Threads that wait for the one that broke would wait for ever, so the process ends here.

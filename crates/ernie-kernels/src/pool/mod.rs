@@ -5,7 +5,7 @@
 
 mod workers;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -143,6 +143,21 @@ impl<'a, T> Shared<'a, T> {
         // SAFETY: the range is inside the slice this was made from, which `'a` keeps borrowed; exclusiveness is promised.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.end - range.start) }
     }
+}
+
+thread_local! {
+    static CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic on this thread is caught and dealt with by the thread that it works for: for a program's panic hook, which reports
+/// it and must not end the process then.
+pub fn panics_are_caught() -> bool {
+    CAUGHT.get()
+}
+
+/// Says that this thread catches its panics, with them those of other threads that work for it in a parallel region.
+pub fn catch_panics() {
+    CAUGHT.set(true);
 }
 
 thread_local! {

@@ -40,6 +40,8 @@ type Pieces = dyn Fn(usize) + Sync;
 struct Job {
     run: *const Pieces,
     count: usize,
+    /// Whether the caller catches panics.
+    caught: bool,
 }
 
 /// What the caller and its helpers share.
@@ -109,7 +111,11 @@ impl Board {
             }
             seen = state / REGION;
             // SAFETY: having joined an open region, nobody writes the job, and its closure lives, until this thread leaves.
-            unsafe { self.work(*self.job.0.get()) };
+            unsafe {
+                let job = *self.job.0.get();
+                super::CAUGHT.set(job.caught);
+                self.work(job);
+            }
             self.state.0.fetch_sub(1, Ordering::Release);
             idle = Idle::new(SPIN);
         }
@@ -170,7 +176,7 @@ impl Crew {
         let board = Arc::new(Board {
             state: Apart(AtomicU64::new(0)),
             next: Apart(AtomicUsize::new(0)),
-            job: Apart(UnsafeCell::new(Job { run: &nothing, count: 0 })),
+            job: Apart(UnsafeCell::new(Job { run: &nothing, count: 0, caught: false })),
             panic: Mutex::new(None),
             over: AtomicBool::new(false),
             asleep: (1..size).map(|_| Apart(AtomicBool::new(false))).collect(),
@@ -190,7 +196,7 @@ impl Crew {
         // SAFETY: only the lifetime changes. Helpers use the pointer between joining and leaving, and this function returns
         // after the region is closed and all who joined have left.
         let run = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Pieces>(run) };
-        let job = Job { run, count };
+        let job = Job { run, count, caught: super::panics_are_caught() };
         // SAFETY: the last region is closed and left by all, so no helper reads the job; the caller owns the crew.
         unsafe { *board.job.0.get() = job };
         board.next.0.store(0, Ordering::Relaxed);
@@ -413,6 +419,17 @@ mod tests {
             let text = *caught.unwrap_err().downcast::<String>().unwrap();
             assert_eq!(text, format!("piece {} of round {round}", round % 20));
             counts(&pool, 7);
+        }
+    }
+
+    #[test]
+    fn helpers_know_whether_the_caller_catches_panics() {
+        let pool = Pool::new(4);
+        for caught in [false, true, false] {
+            super::super::CAUGHT.set(caught);
+            for _ in 0..50 {
+                pool.run(40, &|_| assert_eq!(super::super::panics_are_caught(), caught));
+            }
         }
     }
 

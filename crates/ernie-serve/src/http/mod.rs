@@ -50,7 +50,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 pub use keys::Keys;
 pub use limits::Limits;
-pub use thread::{EngineMaker, panics_are_caught};
+pub use thread::EngineMaker;
 pub use tls::Tls;
 pub use trace::TARGET as TRACE_TARGET;
 
@@ -136,7 +136,7 @@ pub fn serve<E: Send + 'static>(
         .worker_threads(2)
         .max_blocking_threads(8)
         .thread_name("http")
-        .on_thread_start(thread::catches_panics)
+        .on_thread_start(ernie_nn::catch_panics)
         .enable_io()
         .enable_time()
         .build()

@@ -7,7 +7,6 @@
 //! A panic in the engine fails the requests it had and makes the engine anew from the weights that are loaded; one that
 //! fails again and again is given up, and the server with it.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -73,21 +72,6 @@ impl EngineHandle {
     }
 }
 
-thread_local! {
-    static CAUGHT: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether a panic on this thread is one that the server survives: for a program's panic hook, which reports it and must
-/// not end the process.
-pub fn panics_are_caught() -> bool {
-    CAUGHT.get()
-}
-
-/// Marks this thread as one whose panics are caught.
-pub(super) fn catches_panics() {
-    CAUGHT.set(true);
-}
-
 /// Starts the thread on an engine that is made already. `broken` becomes true when it gives up.
 pub(super) fn start(
     engine: Engine,
@@ -100,7 +84,7 @@ pub(super) fn start(
     std::thread::Builder::new()
         .name("engine".into())
         .spawn(move || {
-            catches_panics();
+            ernie_nn::catch_panics();
             if !live(engine, make, room, &submissions) {
                 broken.send_replace(true);
             }
