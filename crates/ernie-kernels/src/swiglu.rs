@@ -1,5 +1,6 @@
 //! The gated activation of the decoder's MLP: `silu(gate) * up`, and its gradients.
 
+use crate::fresh;
 use crate::level::Isa;
 use crate::pool::{self, GRAIN};
 use crate::simd;
@@ -34,6 +35,24 @@ pub fn forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
         let range = at..at + y.len();
         forward_slice(isa, &gate[range.clone()], &up[range], y);
     });
+}
+
+kernel! {
+    fn gate_slice(y: &mut [f32], up: &[f32]) {
+        for (y, &u) in y.iter_mut().zip(up) {
+            *y = *y * simd::sigmoid::<FMA>(*y) * u;
+        }
+    }
+}
+
+/// As [`forward`], into a new vector.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn product(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    assert!(gate.len() == up.len(), "swiglu: lengths differ");
+    let isa = Isa::current();
+    fresh::mapped(gate, |at, y| gate_slice(isa, y, &up[at..at + y.len()]))
 }
 
 /// Overwrites `d_gate` and `d_up` with the gradients of [`forward`] for the gradient `dy` of its result.

@@ -133,6 +133,7 @@ fn swiglu_and_its_gradients() {
         let mut y = vec![f32::NAN; gate.len()];
         swiglu::forward(&gate, &up, &mut y);
         close(&y, &reference::swiglu(&gate, &up), 1e-30, 6e-7, &format!("swiglu at {level}"));
+        same(&swiglu::product(&gate, &up), &y, &format!("swiglu into a new vector at {level}"));
         let dy = random.floats(gate.len());
         let (mut dg, mut du) = (vec![f32::NAN; gate.len()], vec![f32::NAN; gate.len()]);
         swiglu::backward(&gate, &up, &dy, &mut dg, &mut du);

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Random, close, each_level, same};
-use ernie_kernels::packed::{Activations, Builder, GROUP, Kind, Matrix, Product, multiply};
+use ernie_kernels::packed::{Activations, Builder, GROUP, Kind, Matrix, Product, multiply, products};
 use ernie_kernels::{Format, Level, Rows, formats, reference};
 use proptest::prelude::*;
 
@@ -66,6 +66,9 @@ fn product(x: &[f32], rows: usize, w: &Matrix) -> Vec<f32> {
     let mut y = vec![f32::NAN; rows * w.out_features()];
     let x = Activations::new(x, rows, w.in_features());
     multiply(&x, &mut [Product { rows: 0..rows, w, y: &mut y }]);
+    for made in products(&x, &(0..rows), &[w, w]) {
+        same(&made, &y, "into a new vector");
+    }
     y
 }
 

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use ernie_kernels::packed::{Activations, Builder, Matrix, Panels, Product, multiply};
+use ernie_kernels::packed::{Activations, Builder, Matrix, Panels, Product, multiply, products};
 pub use ernie_kernels::packed::{Blocks, Float, Kind, Scales};
-use ernie_kernels::{Format, Rows};
+use ernie_kernels::{Format, Rows, fresh};
 
 use crate::error::ensure;
 use crate::{Error, Result};
@@ -104,6 +104,31 @@ impl Packed {
             }
         }
         multiply(&activations, &mut integers);
+    }
+}
+
+impl Packed {
+    /// `x · Wᵀ` of several matrices, as [`Self::multiply`] does it.
+    ///
+    /// # Shapes
+    /// `x: [T, in]` → `[T, out]` each
+    pub(crate) fn products(x: &[f32], in_features: usize, weights: &[&Self]) -> Vec<Vec<f32>> {
+        let rows = x.len().checked_div(in_features).unwrap_or(0);
+        let integers: Vec<&Matrix> = weights.iter().filter_map(|w| w.integers()).collect();
+        if integers.len() == weights.len() {
+            return products(&Activations::new(x, rows, in_features), &(0..rows), &integers);
+        }
+        let mut results: Vec<Vec<f32>> = weights.iter().map(|w| fresh::zeros(rows * w.out_features())).collect();
+        let jobs = weights.iter().zip(&mut results).map(|(w, y)| Job { rows: 0..rows, w, y }).collect();
+        Self::multiply(x, in_features, jobs);
+        results
+    }
+
+    fn integers(&self) -> Option<&Matrix> {
+        match &self.numbers {
+            Numbers::Integer(matrix) => Some(matrix),
+            Numbers::Float(_) => None,
+        }
     }
 }
 

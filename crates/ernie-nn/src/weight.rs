@@ -5,7 +5,6 @@ use std::sync::Arc;
 use ernie_kernels::{Rows, fresh};
 
 use crate::error::ensure;
-use crate::packed::Job;
 use crate::slice::Slice;
 use crate::{Packed, Parameter, Result};
 
@@ -64,15 +63,15 @@ impl Weight {
         let (outs, ins) = (self.out_features(), self.in_features());
         ensure(ins > 0 && x.len().is_multiple_of(ins), "linear", || format!("{} inputs for rows of {ins}", x.len()))?;
         let rows = x.len() / ins;
-        let mut y = fresh::zeros(rows * outs);
         match self {
-            Self::Packed(w) => Packed::multiply(x, ins, vec![Job { rows: 0..rows, w, y: &mut y }]),
+            Self::Packed(w) => Ok(Packed::products(x, ins, &[w]).pop().unwrap_or_default()),
             Self::Parameter(parameter) => {
+                let mut y = fresh::zeros(rows * outs);
                 let weight = Slice::of(parameter.tensor())?;
                 ernie_kernels::linear::forward(x, &Rows::from_f32(&weight, outs, ins), &mut y);
+                Ok(y)
             }
         }
-        Ok(y)
     }
 
     /// Row `index`, widened into `out`.

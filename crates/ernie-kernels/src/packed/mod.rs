@@ -74,5 +74,5 @@ pub use buffer::Buffer;
 pub use float::{Float, Panels};
 pub use layout::{Blocks, Kind, Scales};
 pub use matrix::{Builder, Matrix};
-pub use multiply::{Product, multiply};
+pub use multiply::{Product, multiply, products};
 pub(crate) use rounding::{ROUND, scale_of};

@@ -1,6 +1,7 @@
 //! Many products in one parallel region.
 
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::activations::{Activations, Side};
@@ -13,6 +14,7 @@ use super::matrix::Matrix;
 use super::tile::{self, Shape, Spread, Tile};
 #[cfg(target_arch = "x86_64")]
 use crate::Level;
+use crate::fresh;
 use crate::level::Isa;
 use crate::pool::{self, Shared};
 
@@ -47,12 +49,40 @@ pub struct Product<'a> {
 /// # Panics
 /// When a length or a range does not fit.
 pub fn multiply(x: &Activations<'_>, products: &mut [Product<'_>]) {
+    run(x, products.iter_mut().map(|Product { rows, w, y }| (rows.clone(), *w, Shared::new(y))));
+}
+
+/// As [`multiply`], into new vectors, which nobody fills with zeros first: `[rows, out]` for each of the weights.
+///
+/// # Panics
+/// As there.
+pub fn products(x: &Activations<'_>, rows: &Range<usize>, weights: &[&Matrix]) -> Vec<Vec<f32>> {
+    if x.k() == 0 {
+        return weights.iter().map(|w| fresh::zeros(rows.len() * w.out_features())).collect();
+    }
+    let mut made: Vec<Vec<f32>> = weights.iter().map(|w| Vec::with_capacity(rows.len() * w.out_features())).collect();
+    let outputs = made.iter_mut().zip(weights).map(|(y, w)| {
+        let y = &mut y.spare_capacity_mut()[..rows.len() * w.out_features()];
+        if cfg!(debug_assertions) {
+            y.fill(MaybeUninit::new(f32::NAN));
+        }
+        // SAFETY: every kernel writes each output once, from sums of its own, and reads none.
+        (rows.clone(), *w, unsafe { Shared::unwritten(y) })
+    });
+    run(x, outputs);
+    for (y, w) in made.iter_mut().zip(weights) {
+        // SAFETY: so many elements have been written: a panic would not have come here.
+        unsafe { y.set_len(rows.len() * w.out_features()) };
+    }
+    made
+}
+
+/// The products of some rows and weights, into the outputs beside them.
+fn run<'a>(x: &'a Activations<'_>, products: impl Iterator<Item = (Range<usize>, &'a Matrix, Shared<'a, f32>)>) {
     let isa = Isa::current();
     let mut tasks = 0;
     let jobs: Vec<Job<'_>> = products
-        .iter_mut()
-        .filter_map(|product| {
-            let Product { rows, w, y } = product;
+        .filter_map(|(rows, w, y)| {
             let out = w.out_features();
             assert!(
                 rows.start <= rows.end && rows.end <= x.rows() && w.in_features() == x.k(),
@@ -62,11 +92,11 @@ pub fn multiply(x: &Activations<'_>, products: &mut [Product<'_>]) {
                 w.in_features()
             );
             assert!(y.len() == rows.len() * out, "multiply: {} outputs, not {} rows of {out}", y.len(), rows.len());
-            if y.is_empty() {
+            if y.len() == 0 {
                 return None;
             }
             let input = Input::of(isa, x, w, rows.clone());
-            let mut job = Job { w, input, rows: rows.len(), y: Shared::new(y), chunk: 1, first: tasks };
+            let mut job = Job { w, input, rows: rows.len(), y, chunk: 1, first: tasks };
             job.chunk = job.panels_a_task();
             tasks += w.layout.panels().div_ceil(job.chunk);
             Some(job)

@@ -7,6 +7,7 @@ mod workers;
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use self::workers::Pool;
@@ -119,6 +120,14 @@ unsafe impl<T: Send> Send for Shared<'_, T> {}
 impl<'a, T> Shared<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Shared { start: slice.as_mut_ptr(), len: slice.len(), owner: PhantomData }
+    }
+
+    /// Of elements that nobody has written yet.
+    ///
+    /// # Safety
+    /// They are written through [`Self::pointer`] before anything reads them.
+    pub(crate) unsafe fn unwritten(slice: &'a mut [MaybeUninit<T>]) -> Self {
+        Shared { start: slice.as_mut_ptr().cast(), len: slice.len(), owner: PhantomData }
     }
 
     /// The first element, for writers whose part is not one range; the number of elements is [`Self::len`].

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use ernie_kernels::{fresh, gemm};
 
 use crate::error::ensure;
-use crate::packed::Job;
 use crate::slice::{Slice, tensor};
 use crate::value::needs_grad;
 use crate::{Packed, Parameter, Result, Value, Weight};
@@ -36,9 +35,7 @@ pub(crate) fn multiply_all<const N: usize>(x: &Value, weights: [&Weight; N]) -> 
         check(x, weight)?;
     }
     let rows = x.dim(0);
-    let mut results: Vec<Vec<f32>> = packed.iter().map(|w| fresh::zeros(rows * w.out_features())).collect();
-    let jobs = packed.iter().zip(&mut results).map(|(w, y)| Job { rows: 0..rows, w, y }).collect();
-    Packed::multiply(&x.slice()?, x.dim(1), jobs);
+    let results = Packed::products(&x.slice()?, x.dim(1), &packed);
     results.into_iter().zip(packed).map(|(y, w)| Value::from_vec(y, &[rows, w.out_features()])).collect()
 }
 

@@ -9,8 +9,7 @@ use crate::{Result, Value};
 /// `silu(gate) · up`, elementwise (Shazeer, arXiv:2002.05202).
 pub fn swiglu(gate: &Value, up: &Value) -> Result<Value> {
     ensure(gate.shape() == up.shape(), "swiglu", || format!("{:?} and {:?}", gate.shape(), up.shape()))?;
-    let mut y = fresh::zeros(gate.tensor().elem_count());
-    kernel::forward(&gate.slice()?, &up.slice()?, &mut y);
+    let y = kernel::product(&gate.slice()?, &up.slice()?);
     let kept = (gate.tensor().clone(), up.tensor().clone());
     Ok(Value::from_op(tensor(y, gate.shape())?, &[gate, up], move |dy| {
         let (gate, up) = &kept;
