@@ -5,8 +5,11 @@
 //! `sum = fma(minimum, input_sum, sum)` after it. Where a row has one scale the inner product is absent and the scale multiplies
 //! the sum at the end. It is the same for every block size, so that results do not depend on the rows in a call.
 
-use super::activations::{GROUP, Side};
+#[cfg(target_arch = "x86_64")]
+use super::activations::GROUP;
+use super::activations::Side;
 use super::vectors::{Plain, Vectors};
+#[cfg(target_arch = "x86_64")]
 use crate::Level;
 use crate::level::Isa;
 
@@ -257,6 +260,7 @@ pub(super) struct Shape {
 }
 
 /// Steps of the run that most kinds have.
+#[cfg(target_arch = "x86_64")]
 const USUAL: usize = GROUP / 4;
 
 /// Chooses among the kernels of a level.
@@ -296,6 +300,7 @@ macro_rules! spreaders {
 }
 
 /// Defines the instances of one level: `$tile` and `$widen` are the generic functions compiled for it.
+#[cfg(target_arch = "x86_64")]
 macro_rules! instances {
     ($name:ident, $features:literal, $vectors:ty, $wide:tt) => {
         mod $name {
