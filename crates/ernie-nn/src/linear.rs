@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Error, Parameter, Result, Value, Weight, ops};
+use crate::{Error, Parameter, Result, Value, Weight, no_grad, ops};
 
 /// `y = x · Wᵀ + b`. Number formats, and later adapters and shards, are kinds of this, never copies of a
 /// model.
@@ -34,17 +34,12 @@ impl Linear {
         self.finish(ops::multiply(x, &self.weight)?)
     }
 
-    /// As [`Self::forward`], as plain numbers that nobody copies: `[T, out]`, row-major, without recording.
+    /// As [`Self::forward`], as plain numbers without recording, which are not copied where there is no bias: `[T, out]`, row-major.
     pub fn numbers(&self, x: &Value) -> Result<Vec<f32>> {
-        let mut y = self.weight.multiply(&x.slice()?)?;
-        if let Some(bias) = &self.bias {
-            let bias = bias.value();
-            let bias = bias.slice()?;
-            for row in y.chunks_exact_mut(bias.len().max(1)) {
-                row.iter_mut().zip(&*bias).for_each(|(y, b)| *y += b);
-            }
+        match &self.bias {
+            Some(_) => no_grad(|| self.forward(x)?.to_vec()),
+            None => self.weight.multiply(&x.slice()?),
         }
-        Ok(y)
     }
 
     /// Several linears of one input. Packed weights share the rounding of the input and one parallel region.

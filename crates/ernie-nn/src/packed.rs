@@ -116,7 +116,7 @@ impl Packed {
         let rows = x.len().checked_div(in_features).unwrap_or(0);
         let integers: Vec<&Matrix> = weights.iter().filter_map(|w| w.integers()).collect();
         if integers.len() == weights.len() {
-            return products(&Activations::new(x, rows, in_features), &(0..rows), &integers);
+            return products(&Activations::new(x, rows, in_features), &integers);
         }
         let mut results: Vec<Vec<f32>> = weights.iter().map(|w| fresh::zeros(rows * w.out_features())).collect();
         let jobs = weights.iter().zip(&mut results).map(|(w, y)| Job { rows: 0..rows, w, y }).collect();

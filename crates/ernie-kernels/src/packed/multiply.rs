@@ -52,27 +52,28 @@ pub fn multiply(x: &Activations<'_>, products: &mut [Product<'_>]) {
     run(x, products.iter_mut().map(|Product { rows, w, y }| (rows.clone(), *w, Shared::new(y))));
 }
 
-/// As [`multiply`], into new vectors, which nobody fills with zeros first: `[rows, out]` for each of the weights.
+/// As [`multiply`] of all rows, into new vectors, which nobody fills with zeros first: `[T, out]` for each of the weights.
 ///
 /// # Panics
 /// As there.
-pub fn products(x: &Activations<'_>, rows: &Range<usize>, weights: &[&Matrix]) -> Vec<Vec<f32>> {
+pub fn products(x: &Activations<'_>, weights: &[&Matrix]) -> Vec<Vec<f32>> {
+    let outputs = |w: &Matrix| x.rows() * w.out_features();
     if x.k() == 0 {
-        return weights.iter().map(|w| fresh::zeros(rows.len() * w.out_features())).collect();
+        return weights.iter().map(|w| fresh::zeros(outputs(w))).collect();
     }
-    let mut made: Vec<Vec<f32>> = weights.iter().map(|w| Vec::with_capacity(rows.len() * w.out_features())).collect();
-    let outputs = made.iter_mut().zip(weights).map(|(y, w)| {
-        let y = &mut y.spare_capacity_mut()[..rows.len() * w.out_features()];
+    let mut made: Vec<Vec<f32>> = weights.iter().map(|w| Vec::with_capacity(outputs(w))).collect();
+    let jobs = made.iter_mut().zip(weights).map(|(y, w)| {
+        let y = &mut y.spare_capacity_mut()[..outputs(w)];
         if cfg!(debug_assertions) {
             y.fill(MaybeUninit::new(f32::NAN));
         }
         // SAFETY: every kernel writes each output once, from sums of its own, and reads none.
-        (rows.clone(), *w, unsafe { Shared::unwritten(y) })
+        (0..x.rows(), *w, unsafe { Shared::unwritten(y) })
     });
-    run(x, outputs);
+    run(x, jobs);
     for (y, w) in made.iter_mut().zip(weights) {
         // SAFETY: so many elements have been written: a panic would not have come here.
-        unsafe { y.set_len(rows.len() * w.out_features()) };
+        unsafe { y.set_len(outputs(w)) };
     }
     made
 }

@@ -228,13 +228,9 @@ type Taken<'a, 'r> = (&'a mut Job, Vec<Row<'r>>, Vec<Event>);
 
 /// Hands rows to their requests, to several of these at the same time: each has a vocabulary to look through.
 fn take_rows(running: &mut [Job], busy: &[usize], batch: &Batch, rows: Vec<Row<'_>>, events: &mut Vec<Event>) {
-    let mut of_chunk: Vec<Vec<Row<'_>>> = busy.iter().map(|_| Vec::new()).collect();
-    for row in rows {
-        of_chunk[row.chunk].push(row);
-    }
     let mut rows_of: Vec<Vec<Row<'_>>> = running.iter().map(|_| Vec::new()).collect();
-    for (rows, &at) in of_chunk.into_iter().zip(busy) {
-        rows_of[at] = rows;
+    for row in rows {
+        rows_of[busy[row.chunk]].push(row);
     }
     let tasks: Vec<Mutex<Taken<'_, '_>>> = (running.iter_mut().zip(rows_of))
         .filter(|(_, rows)| !rows.is_empty())

@@ -172,8 +172,9 @@ impl HttpBody for Watched {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let _inside = self.log.span.clone().entered();
-        Pin::new(&mut self.inner).poll_frame(context)
+        let Self { inner, log, .. } = &mut *self;
+        let _inside = log.span.enter();
+        Pin::new(inner).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
