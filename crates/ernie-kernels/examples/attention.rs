@@ -181,9 +181,10 @@ fn row_operations() {
         let (gate, up) = (noise(rows * 3072), noise(rows * 3072));
         let mut activated = vec![0.0; rows * 3072];
         let swiglu = time(&mut || swiglu::forward(&gate, &up, &mut activated));
-        let mut q = noise(rows * 2304);
+        let q = noise(rows * 2304);
         let positions: Vec<u32> = (0..rows as u32).collect();
-        let turned = time(&mut || rope::forward(&mut q, &positions, 18, &table));
+        let mut turned_q = q.clone();
+        let turned = time(&mut || rope::forward(&q, &mut turned_q, &positions, 18, &table));
         println!(
             "  {rows:3} rows: add + norm {fused:7.2} (apart {apart:7.2}), swiglu {swiglu:7.2}, rope of 18 heads {turned:7.2}"
         );

@@ -1,7 +1,9 @@
 //! Element-wise helpers: adding, scaling, rounding to bfloat16, and the vector exponential.
 
+use crate::floats::{self, Floats, FloatsMut, PIECE, SharedFloats, bf16};
 use crate::fresh;
 use crate::level::Isa;
+use crate::packed::float_pack::bf16_bits;
 use crate::pool::{self, GRAIN};
 use crate::simd;
 
@@ -9,6 +11,14 @@ kernel! {
     fn add_slice(y: &mut [f32], x: &[f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
             *y += x;
+        }
+    }
+}
+
+kernel! {
+    fn sum_slice(a: &[f32], b: &[f32], c: &mut [f32]) {
+        for ((c, &a), &b) in c.iter_mut().zip(a).zip(b) {
+            *c = a + b;
         }
     }
 }
@@ -52,6 +62,27 @@ pub fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {
     fresh::mapped(a, |at, y| add_slice(isa, y, &b[at..at + y.len()]))
 }
 
+/// `c = a + b`, in any widths.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn add<'a>(a: impl Into<Floats<'a>>, b: impl Into<Floats<'a>>, c: impl Into<FloatsMut<'a>>) {
+    let (a, b, c) = (a.into(), b.into(), c.into());
+    assert!(a.len() == b.len() && a.len() == c.len(), "add: lengths differ");
+    let (isa, c) = (Isa::current(), SharedFloats::new(c));
+    pool::ranges(a.len(), GRAIN, |range| {
+        pool::scratch(3 * PIECE, |scratch| {
+            let (first, rest) = scratch.split_at_mut(PIECE);
+            let (second, third) = rest.split_at_mut(PIECE);
+            for range in floats::cut(range) {
+                let (a, b) = (a.read(isa, range.clone(), first), b.read(isa, range.clone(), second));
+                // SAFETY: the ranges do not overlap.
+                unsafe { c.write(isa, range, third, |c| sum_slice(isa, a, b, c)) };
+            }
+        });
+    });
+}
+
 /// `y += s * x`.
 ///
 /// # Panics
@@ -62,10 +93,21 @@ pub fn add_scaled(y: &mut [f32], x: &[f32], s: f32) {
     pool::pieces(y, GRAIN, |at, y| add_scaled_slice(isa, y, &x[at..at + y.len()], s));
 }
 
+kernel! {
+    fn scale_narrow(y: &mut [bf16], s: f32) {
+        for y in y {
+            *y = bf16::from_bits(bf16_bits(f32::from_bits(u32::from(y.to_bits()) << 16) * s));
+        }
+    }
+}
+
 /// `y *= s`.
-pub fn scale(y: &mut [f32], s: f32) {
+pub fn scale<'a>(y: impl Into<FloatsMut<'a>>, s: f32) {
     let isa = Isa::current();
-    pool::pieces(y, GRAIN, |_, y| scale_slice(isa, y, s));
+    match y.into() {
+        FloatsMut::F32(y) => pool::pieces(y, GRAIN, |_, y| scale_slice(isa, y, s)),
+        FloatsMut::Bf16(y) => pool::pieces(y, GRAIN, |_, y| scale_narrow(isa, y, s)),
+    }
 }
 
 /// Each element rounded to the nearest bfloat16 (ties to even), in single precision; NaN stays NaN.

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::floats::{Floats, FloatsMut, SharedFloats};
 use crate::level::Isa;
 use crate::pool::{self, grain_rows};
 use crate::simd;
@@ -81,6 +82,14 @@ kernel! {
 }
 
 kernel! {
+    fn times(y: &mut [f32], w: f32) {
+        for y in y {
+            *y *= w;
+        }
+    }
+}
+
+kernel! {
     fn dot(a: &[f32], b: &[f32]) -> f32 {
         simd::sum2(a, b, simd::fma::<FMA>)
     }
@@ -93,15 +102,32 @@ kernel! {
 ///
 /// # Panics
 /// When a length does not fit.
-pub fn gather(x: &[f32], width: usize, order: &Order, out: &mut [f32]) {
+pub fn gather<'a>(x: impl Into<Floats<'a>>, width: usize, order: &Order, out: impl Into<FloatsMut<'a>>) {
+    let (x, out) = (x.into(), out.into());
     assert!(x.len() == order.tokens() * width && out.len() == order.pairs.len() * width, "experts: lengths differ");
     if out.is_empty() {
         return;
     }
-    pool::pieces(out, width * grain_rows(width), |at, out| {
-        for (out, &pair) in out.chunks_exact_mut(width).zip(&order.pairs[at / width..]) {
-            out.copy_from_slice(&x[pair as usize / order.k * width..][..width]);
+    let isa = Isa::current();
+    let from = |pair: u32| pair as usize / order.k * width..(pair as usize / order.k + 1) * width;
+    let out = match (x, out) {
+        (Floats::Bf16(x), FloatsMut::Bf16(out)) => {
+            return pool::pieces(out, width * grain_rows(width), |at, out| {
+                for (out, &pair) in out.chunks_exact_mut(width).zip(&order.pairs[at / width..]) {
+                    out.copy_from_slice(&x[from(pair)]);
+                }
+            });
         }
+        (_, out) => SharedFloats::new(out),
+    };
+    pool::ranges(order.pairs.len(), grain_rows(width), |rows| {
+        pool::scratch(width, |buffer| {
+            for row in rows {
+                let x = x.read(isa, from(order.pairs[row]), buffer);
+                // SAFETY: each range has rows of its own.
+                unsafe { out.write_all(isa, row * width..(row + 1) * width, x) };
+            }
+        });
     });
 }
 
@@ -114,7 +140,8 @@ pub fn gather(x: &[f32], width: usize, order: &Order, out: &mut [f32]) {
 ///
 /// # Panics
 /// When a length does not fit.
-pub fn combine(y: &[f32], weights: Option<&[f32]>, width: usize, order: &Order, out: &mut [f32]) {
+pub fn combine<'a>(y: impl Into<Floats<'a>>, weights: Option<&[f32]>, width: usize, order: &Order, out: &mut [f32]) {
+    let y = y.into();
     assert!(y.len() == order.pairs.len() * width && out.len() == order.tokens() * width, "experts: lengths differ");
     assert!(weights.is_none_or(|w| w.len() == order.pairs.len()), "experts: weights length");
     if out.is_empty() {
@@ -122,14 +149,52 @@ pub fn combine(y: &[f32], weights: Option<&[f32]>, width: usize, order: &Order, 
     }
     let isa = Isa::current();
     pool::pieces(out, width * grain_rows(width * order.k), |at, out| {
-        for (i, out) in out.chunks_exact_mut(width).enumerate() {
-            let token = at / width + i;
-            for pair in token * order.k..(token + 1) * order.k {
-                let weight = weights.map_or(1.0, |w| w[pair]);
-                add_weighted(isa, out, &y[order.places[pair] as usize * width..][..width], weight);
+        pool::scratch(width, |buffer| {
+            for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                let token = at / width + i;
+                for pair in token * order.k..(token + 1) * order.k {
+                    let weight = weights.map_or(1.0, |w| w[pair]);
+                    let place = order.places[pair] as usize * width;
+                    add_weighted(isa, out, y.read(isa, place..place + width, buffer), weight);
+                }
             }
+        });
+    });
+}
+
+/// What an expert's rows of [`combine`] leave behind: `d_weights[pair] = d_inner · inner`, then `d_inner` and `d_out` times the weight of the
+/// pair. The first is `d_out · y` too where `y` is a product of `inner`, which then need not be kept.
+///
+/// # Shapes
+/// `pairs: [R]` of an expert; `d_out: [R, width]`, `inner, d_inner: [R, inner width]`; `weights, d_weights: [T, k]`
+///
+/// # Panics
+/// When a length does not fit, or a pair is outside.
+pub fn weigh(
+    pairs: &[u32],
+    weights: &[f32],
+    d_out: &mut [f32],
+    inner: &[f32],
+    d_inner: &mut [f32],
+    d_weights: &mut [f32],
+) {
+    let of = |len: usize| len.checked_div(pairs.len()).unwrap_or(0);
+    let (width, within) = (of(d_out.len()), of(inner.len()));
+    assert!(d_inner.len() == inner.len(), "experts: lengths differ");
+    let isa = Isa::current();
+    let mut dots = vec![0.0; pairs.len()];
+    pool::rows3((d_out, width), (d_inner, within), (&mut dots, 1), grain_rows(width), |row, d_out, d_inner, dots| {
+        for (i, dot_of) in dots.iter_mut().enumerate() {
+            let (d_inner, inner) = (&mut d_inner[i * within..][..within], &inner[(row + i) * within..][..within]);
+            let weight = weights[pairs[row + i] as usize];
+            *dot_of = dot(isa, d_inner, inner);
+            times(isa, d_inner, weight);
+            times(isa, &mut d_out[i * width..][..width], weight);
         }
     });
+    for (&pair, dot) in pairs.iter().zip(dots) {
+        d_weights[pair as usize] = dot;
+    }
 }
 
 /// The gradients of [`combine`]: overwrites `d_y[i] = weight * d_out[token]` and `d_weights[t, j] = d_out[t] · y[place(t, j)]`.

@@ -432,18 +432,25 @@ pub(crate) mod x86 {
         unsafe fn transpose(source: *const f32, from: usize, target: *mut f32, to: usize) {
             // SAFETY: see the module; 16 elements of 16 rows are readable, and writable, by contract.
             unsafe {
-                let rows: [__m512; 16] = std::array::from_fn(|i| _mm512_loadu_ps(source.add(i * from)));
+                // Loops rather than closures: a closure does not have the features of the function that it is written in.
+                let mut rows = [_mm512_setzero_ps(); 16];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    *row = _mm512_loadu_ps(source.add(i * from));
+                }
                 // Pairs, then fours within quarters, then quarters across registers.
-                let pairs: [__m512; 16] = std::array::from_fn(|i| {
+                let mut pairs = rows;
+                for (i, pair) in pairs.iter_mut().enumerate() {
                     let (a, b) = (rows[i & !1], rows[i | 1]);
-                    if i & 1 == 0 { _mm512_unpacklo_ps(a, b) } else { _mm512_unpackhi_ps(a, b) }
-                });
+                    *pair = if i & 1 == 0 { _mm512_unpacklo_ps(a, b) } else { _mm512_unpackhi_ps(a, b) };
+                }
                 // `fours[4 g + c]`: column `c` of each quarter, of rows `4 g .. 4 g + 4`.
-                let fours: [__m512; 16] = std::array::from_fn(|i| {
+                let mut fours = pairs;
+                for (i, four) in fours.iter_mut().enumerate() {
                     let (g, c) = (i & !3, i & 3);
                     let (a, b) = (_mm512_castps_pd(pairs[g + c / 2]), _mm512_castps_pd(pairs[g + 2 + c / 2]));
-                    _mm512_castpd_ps(if c & 1 == 0 { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) })
-                });
+                    *four =
+                        _mm512_castpd_ps(if c & 1 == 0 { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) });
+                }
                 for c in 0..4 {
                     let (a, b, d, e) = (fours[c], fours[4 + c], fours[8 + c], fours[12 + c]);
                     // Quarters 0 and 2, and 1 and 3, of two registers each.

@@ -40,6 +40,7 @@ pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
 pub mod experts;
+pub mod floats;
 pub mod formats;
 pub mod fresh;
 pub mod gemm;

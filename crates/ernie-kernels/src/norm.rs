@@ -1,5 +1,6 @@
 //! Root-mean-square normalisation (Zhang & Sennrich, arXiv:1910.07467) with its gradients. The statistic is f32.
 
+use crate::floats::{Floats, FloatsMut, SharedFloats};
 use crate::level::Isa;
 use crate::pool::{self, grain_rows};
 use crate::simd;
@@ -65,8 +66,8 @@ kernel! {
 ///
 /// # Panics
 /// When a length does not fit.
-pub fn forward(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f32]) {
-    let width = weight.len();
+pub fn forward<'a>(x: &[f32], weight: &[f32], eps: f32, y: impl Into<FloatsMut<'a>>, rstd: &mut [f32]) {
+    let (width, y) = (weight.len(), y.into());
     assert!(
         x.len() == y.len() && x.len() == rstd.len() * width,
         "norm: {} inputs, {} outputs, width {width}",
@@ -76,9 +77,17 @@ pub fn forward(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f
     if x.is_empty() {
         return;
     }
-    let isa = Isa::current();
-    pool::rows2((y, width), (rstd, 1), grain_rows(width), |row, y, rstd| {
-        forward_rows(isa, &x[row * width..][..y.len()], weight, eps, y, rstd);
+    let (isa, y) = (Isa::current(), SharedFloats::new(y));
+    pool::pieces(rstd, grain_rows(width), |row, rstd| {
+        pool::scratch(width, |buffer| {
+            for (row, rstd) in (row..).zip(rstd.iter_mut()) {
+                let range = row * width..(row + 1) * width;
+                let x = &x[range.clone()];
+                let rstd = std::slice::from_mut(rstd);
+                // SAFETY: each piece has rows of its own.
+                unsafe { y.write(isa, range, buffer, |y| forward_rows(isa, x, weight, eps, y, rstd)) };
+            }
+        });
     });
 }
 
@@ -115,8 +124,15 @@ pub fn add_forward(x: &mut [f32], branch: &[f32], weight: &[f32], eps: f32, y: &
 ///
 /// # Panics
 /// When a length does not fit.
-pub fn backward(x: &[f32], weight: &[f32], rstd: &[f32], dy: &[f32], dx: &mut [f32], d_weight: &mut [f32]) {
-    let width = weight.len();
+pub fn backward<'a>(
+    x: &[f32],
+    weight: &[f32],
+    rstd: &[f32],
+    dy: impl Into<Floats<'a>>,
+    dx: &mut [f32],
+    d_weight: &mut [f32],
+) {
+    let (width, dy) = (weight.len(), dy.into());
     assert!(
         x.len() == rstd.len() * width && dy.len() == x.len() && dx.len() == x.len() && d_weight.len() == width,
         "norm: lengths differ"
@@ -129,12 +145,16 @@ pub fn backward(x: &[f32], weight: &[f32], rstd: &[f32], dy: &[f32], dx: &mut [f
     let dx = pool::Shared::new(dx);
     pool::pieces(&mut partial, width, |at, partial| {
         let row = at / width * GRADIENT_ROWS;
-        let rows = GRADIENT_ROWS.min(rstd.len() - row);
-        let range = row * width..(row + rows) * width;
-        // SAFETY: each piece has rows of its own.
-        let dx = unsafe { dx.part(range.clone()) };
-        pool::scratch(width, |scratch| {
-            backward_rows(isa, &x[range.clone()], weight, &rstd[row..row + rows], &dy[range], dx, partial, scratch);
+        let rows = row..(row + GRADIENT_ROWS).min(rstd.len());
+        pool::scratch(2 * width, |scratch| {
+            let (scratch, buffer) = scratch.split_at_mut(width);
+            for row in rows {
+                let range = row * width..(row + 1) * width;
+                // SAFETY: each piece has rows of its own.
+                let dx = unsafe { dx.part(range.clone()) };
+                let dy = dy.read(isa, range.clone(), buffer);
+                backward_rows(isa, &x[range], weight, &rstd[row..=row], dy, dx, partial, scratch);
+            }
         });
     });
     for partial in partial.chunks_exact(width) {

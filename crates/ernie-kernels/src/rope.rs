@@ -1,5 +1,6 @@
 //! Rotary positions over adjacent pairs ("interleaved"; Su et al., arXiv:2104.09864), and the inverse for gradients.
 
+use crate::floats::{Floats, FloatsMut, SharedFloats};
 use crate::lanes::Lanes;
 use crate::level::Isa;
 use crate::pool::{self, grain_rows};
@@ -163,37 +164,64 @@ unsafe fn rotate_vectors<V: Lanes, const N: usize>(
     }
 }
 
-fn rotate(x: &mut [f32], positions: &[u32], heads: usize, table: &Table, sign: f32) {
+fn rotate(x: Floats<'_>, y: FloatsMut<'_>, positions: &[u32], heads: usize, table: &Table, sign: f32) {
     let width = heads * table.head_dim();
-    assert_eq!(x.len(), positions.len() * width, "rope: {} elements for {} rows of {width}", x.len(), positions.len());
+    assert!(
+        x.len() == positions.len() * width && y.len() == x.len(),
+        "rope: {} elements for {} rows of {width}",
+        x.len(),
+        positions.len()
+    );
     if x.is_empty() {
         return;
     }
-    let isa = Isa::current();
-    pool::pieces(x, width * grain_rows(width), |at, x| {
-        for (row, &position) in x.chunks_exact_mut(width).zip(&positions[at / width..]) {
-            let (cos, sin) = table.at(position as usize);
-            // SAFETY: a row has `heads` heads of twice as many elements as there are pairs.
-            unsafe { rotate_row(isa, row.as_mut_ptr(), heads, table.pairs, cos.as_ptr(), sin.as_ptr(), sign) };
-        }
+    let (isa, y) = (Isa::current(), SharedFloats::new(y));
+    pool::ranges(positions.len(), grain_rows(width), |rows| {
+        pool::scratch(2 * width, |scratch| {
+            let (wide, buffer) = scratch.split_at_mut(width);
+            for row in rows {
+                let range = row * width..(row + 1) * width;
+                let (cos, sin) = table.at(positions[row] as usize);
+                let x = x.read(isa, range.clone(), wide);
+                // SAFETY: each range has rows of its own; a row has `heads` heads of twice as many elements as there are pairs.
+                unsafe {
+                    y.write(isa, range, buffer, |y| {
+                        y.copy_from_slice(x);
+                        rotate_row(isa, y.as_mut_ptr(), heads, table.pairs, cos.as_ptr(), sin.as_ptr(), sign);
+                    });
+                }
+            }
+        });
     });
 }
 
-/// Rotates each head of each row by its position, in place.
+/// Rotates each head of each row by its position.
 ///
 /// # Shapes
-/// `x: [T, heads, head_dim]`, `positions: [T]`
+/// `x, y: [T, heads, head_dim]`, `positions: [T]`
 ///
 /// # Panics
 /// When a length does not fit or a position is outside the table.
-pub fn forward(x: &mut [f32], positions: &[u32], heads: usize, table: &Table) {
-    rotate(x, positions, heads, table, 1.0);
+pub fn forward<'a>(
+    x: impl Into<Floats<'a>>,
+    y: impl Into<FloatsMut<'a>>,
+    positions: &[u32],
+    heads: usize,
+    table: &Table,
+) {
+    rotate(x.into(), y.into(), positions, heads, table, 1.0);
 }
 
-/// Rotates back: the gradient of [`forward`], in place.
+/// Rotates back: `dx` from `dy`, the gradient of [`forward`].
 ///
 /// # Panics
 /// As [`forward`].
-pub fn backward(dx: &mut [f32], positions: &[u32], heads: usize, table: &Table) {
-    rotate(dx, positions, heads, table, -1.0);
+pub fn backward<'a>(
+    dy: impl Into<Floats<'a>>,
+    dx: impl Into<FloatsMut<'a>>,
+    positions: &[u32],
+    heads: usize,
+    table: &Table,
+) {
+    rotate(dy.into(), dx.into(), positions, heads, table, -1.0);
 }

@@ -1,5 +1,6 @@
 //! The gated activation of the decoder's MLP: `silu(gate) * up`, and its gradients.
 
+use crate::floats::{self, Floats, FloatsMut, PIECE, SharedFloats};
 use crate::fresh;
 use crate::level::Isa;
 use crate::pool::{self, GRAIN};
@@ -28,13 +29,26 @@ kernel! {
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
+pub fn forward<'a>(gate: impl Into<Floats<'a>>, up: impl Into<Floats<'a>>, y: impl Into<FloatsMut<'a>>) {
+    let (gate, up, y) = (gate.into(), up.into(), y.into());
     assert!(gate.len() == y.len() && up.len() == y.len(), "swiglu: lengths differ");
-    let isa = Isa::current();
-    pool::pieces(y, GRAIN, |at, y| {
-        let range = at..at + y.len();
-        forward_slice(isa, &gate[range.clone()], &up[range], y);
+    let (isa, n, y) = (Isa::current(), y.len(), SharedFloats::new(y));
+    pool::ranges(n, GRAIN, |range| {
+        pool::scratch(3 * PIECE, |scratch| {
+            let [a, b, c] = buffers(scratch);
+            for range in floats::cut(range) {
+                let (gate, up) = (gate.read(isa, range.clone(), a), up.read(isa, range.clone(), b));
+                // SAFETY: the ranges do not overlap.
+                unsafe { y.write(isa, range, c, |y| forward_slice(isa, gate, up, y)) };
+            }
+        });
     });
+}
+
+/// Pieces of scratch.
+fn buffers<const N: usize>(scratch: &mut [f32]) -> [&mut [f32]; N] {
+    let mut pieces = scratch.chunks_exact_mut(PIECE);
+    std::array::from_fn(|_| pieces.next().unwrap_or_default())
 }
 
 kernel! {
@@ -59,12 +73,30 @@ pub fn product(gate: &[f32], up: &[f32]) -> Vec<f32> {
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn backward(gate: &[f32], up: &[f32], dy: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+pub fn backward<'a>(
+    gate: impl Into<Floats<'a>>,
+    up: impl Into<Floats<'a>>,
+    dy: impl Into<Floats<'a>>,
+    d_gate: impl Into<FloatsMut<'a>>,
+    d_up: impl Into<FloatsMut<'a>>,
+) {
+    let (gate, up, dy, d_gate, d_up) = (gate.into(), up.into(), dy.into(), d_gate.into(), d_up.into());
     let n = dy.len();
     assert!(gate.len() == n && up.len() == n && d_gate.len() == n && d_up.len() == n, "swiglu: lengths differ");
-    let isa = Isa::current();
-    pool::rows2((d_gate, 1), (d_up, 1), GRAIN, |at, d_gate, d_up| {
-        let range = at..at + d_gate.len();
-        backward_slice(isa, &gate[range.clone()], &up[range.clone()], &dy[range], d_gate, d_up);
+    let (isa, d_gate, d_up) = (Isa::current(), SharedFloats::new(d_gate), SharedFloats::new(d_up));
+    pool::ranges(n, GRAIN, |range| {
+        pool::scratch(5 * PIECE, |scratch| {
+            let [a, b, c, d, e] = buffers(scratch);
+            for range in floats::cut(range) {
+                let of = |floats: Floats<'a>, buffer| floats.read(isa, range.clone(), buffer);
+                let (gate, up, dy) = (of(gate, a), of(up, b), of(dy, c));
+                // SAFETY: the ranges do not overlap.
+                unsafe {
+                    d_gate.write(isa, range.clone(), d, |d_gate| {
+                        d_up.write(isa, range.clone(), e, |d_up| backward_slice(isa, gate, up, dy, d_gate, d_up));
+                    });
+                }
+            }
+        });
     });
 }

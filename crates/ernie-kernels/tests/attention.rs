@@ -151,8 +151,8 @@ fn company_does_not_matter() {
 #[should_panic(expected = "overlaps")]
 fn overlapping_spans_are_refused() {
     let heads = Heads { query_heads: 1, kv_heads: 1, head_dim: 2 };
-    let zeros = [0.0; 8];
-    attention::forward(&zeros, &zeros, &zeros, &heads, &[0..3, 2..4], None, &mut [0.0; 8], &mut [0.0; 4]);
+    let zeros = vec![0.0; 8];
+    attention::forward(&zeros, &zeros, &zeros, &heads, &[0..3, 2..4], None, &mut vec![0.0; 8], &mut [0.0; 4]);
 }
 
 #[test]

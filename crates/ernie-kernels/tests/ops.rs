@@ -196,8 +196,8 @@ fn rotation_matches_its_formula_and_turns_back() {
             let table = rope::Table::new(theta, d, 9000);
             let positions = [0_u32, 1, 5, 8999, 17];
             let x = Random(26).floats(positions.len() * heads * d);
-            let mut y = x.clone();
-            rope::forward(&mut y, &positions, heads, &table);
+            let mut y = vec![f32::NAN; x.len()];
+            rope::forward(&x, &mut y, &positions, heads, &table);
             for (t, &position) in positions.iter().enumerate() {
                 for head in 0..heads {
                     for i in 0..d / 2 {
@@ -216,7 +216,8 @@ fn rotation_matches_its_formula_and_turns_back() {
                     }
                 }
             }
-            rope::backward(&mut y, &positions, heads, &table);
+            let turned = std::mem::replace(&mut y, vec![f32::NAN; x.len()]);
+            rope::backward(&turned, &mut y, &positions, heads, &table);
             close(&y, &x, 1e-6, 0.0, "turned back");
             let mut grown = rope::Table::new(theta, d, 10);
             grown.grow(theta, 9000);

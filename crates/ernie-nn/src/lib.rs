@@ -33,6 +33,8 @@ mod value;
 mod weight;
 
 pub use candle_core::Tensor;
+/// In which width floats are held.
+pub use ernie_kernels::floats::Width;
 /// Bytes that start on a cache line: what pages of a cache are made of.
 pub use ernie_kernels::packed::Buffer;
 /// Arithmetic over slices that rooms above need as it is: the optimiser's pass, stored formats, rounding to int8, a look over

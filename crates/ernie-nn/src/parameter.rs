@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 
-use crate::slice::{Slice, sum as add, tensor};
-use crate::{Error, Result, Value};
+use crate::slice::{Slice, sum as add, tensor, wide};
+use crate::{Error, Result, Value, Width};
 
 /// An f32 weight under its published name, with the gradient that [`Value::backward`] adds to.
 pub struct Parameter {
@@ -14,13 +14,13 @@ pub struct Parameter {
     tensor: Tensor,
     gradient: Mutex<Option<Tensor>>,
     trainable: AtomicBool,
+    products: Width,
 }
 
 impl Parameter {
     /// A trainable parameter that owns `tensor` (f32, contiguous).
     pub fn new(name: impl Into<String>, tensor: Tensor) -> Arc<Self> {
-        let trainable = AtomicBool::new(true);
-        Arc::new(Self { name: name.into(), tensor, gradient: Mutex::new(None), trainable })
+        Arc::new(Self::over(name.into(), tensor, Width::F32))
     }
 
     /// A trainable parameter over `data`, row-major.
@@ -28,7 +28,25 @@ impl Parameter {
     /// # Errors
     /// [`Error::Candle`] if `data` does not fill `shape`.
     pub fn from_vec(name: impl Into<String>, data: Vec<f32>, shape: &[usize]) -> Result<Arc<Self>> {
-        Ok(Self::new(name, tensor(data, shape)?))
+        Self::multiplied_in(Width::F32, name, data, shape)
+    }
+
+    /// As [`Self::from_vec`], for products in `width`: with [`Width::Bf16`] both sides of a product by this weight are rounded, and what it gives
+    /// is in bf16. The weight itself, its gradient and all sums stay in 32 bits.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn multiplied_in(width: Width, name: impl Into<String>, data: Vec<f32>, shape: &[usize]) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self::over(name.into(), tensor(data, shape)?, width)))
+    }
+
+    fn over(name: String, tensor: Tensor, products: Width) -> Self {
+        Self { name, tensor, gradient: Mutex::new(None), trainable: AtomicBool::new(true), products }
+    }
+
+    /// The width of products by this weight.
+    pub fn products(&self) -> Width {
+        self.products
     }
 
     /// The published name.
@@ -127,6 +145,7 @@ impl Parameter {
             let what = format!("{} is {:?}, gradient {:?}", self.name, self.shape(), gradient.dims());
             return Err(Error::shape("accumulate", what));
         }
+        let gradient = wide(&gradient)?;
         let mut slot = self.slot();
         *slot = Some(match slot.take() {
             Some(sum) => add(&sum, &gradient)?,

@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::Tensor;
 
-use crate::slice::{Slice, sum as add, tensor};
-use crate::{Error, Parameter, Result};
+use crate::slice::{Slice, View, sum as add, tensor, wide, width};
+use crate::{Error, Parameter, Result, Width};
 
 /// Gradient of the output → one gradient for each parent, in order; `None` where the parent needs none.
 type Backward = Box<dyn FnOnce(&Tensor) -> Result<Vec<Option<Tensor>>> + Send>;
 
-/// An f32 tensor and, while recording, the node that made it. Cheap to clone.
+/// A tensor of f32 (or, between the ops of a layer that is trained in bf16, of bf16) and, while recording, the node that made it. Cheap to clone.
 #[derive(Clone)]
 pub struct Value {
     tensor: Tensor,
@@ -124,7 +124,7 @@ impl Value {
 
     /// A copy of the numbers, row-major.
     pub fn to_vec(&self) -> Result<Vec<f32>> {
-        Ok(self.slice()?.to_vec())
+        Ok(self.view()?.floats().to_vec())
     }
 
     /// Some of its rows, in the order asked for, without memory.
@@ -135,7 +135,8 @@ impl Value {
     /// # Errors
     /// [`Error::Shape`] if a row is not there.
     pub fn rows(&self, rows: &[usize]) -> Result<Self> {
-        let (width, all) = (self.dim(1), self.slice()?);
+        let wide = wide(&self.tensor)?;
+        let (width, all) = (self.dim(1), Slice::of(&wide)?);
         let mut chosen = Vec::with_capacity(rows.len() * width);
         for &row in rows {
             let line = (row < self.dim(0)).then(|| &all[row * width..(row + 1) * width]);
@@ -155,6 +156,16 @@ impl Value {
 
     pub(crate) fn slice(&self) -> Result<Slice<'_>> {
         Slice::of(&self.tensor)
+    }
+
+    /// The numbers, of either width.
+    pub(crate) fn view(&self) -> Result<View<'_>> {
+        View::of(&self.tensor)
+    }
+
+    /// In which width its numbers are held.
+    pub fn width(&self) -> Width {
+        width(&self.tensor)
     }
 
     /// Adds the gradient of this scalar into every trainable [`Parameter`] it depends on.

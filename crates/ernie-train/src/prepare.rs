@@ -35,7 +35,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
 
     let source = newest.clone().map(ModelSource::Folder);
     let Loaded { decoder, report } = match source {
-        Some(source) => ernie_model::load_trainable(&source)?,
+        Some(source) => ernie_model::load_trainable(&source, recipe.precision.compute.into())?,
         None => model(&recipe, &tokenizer, options)?,
     };
     if largest as usize >= decoder.config().vocab_size {
@@ -262,7 +262,7 @@ fn model(recipe: &Recipe, tokenizer: &Tokenizer, options: &Options<'_>) -> Resul
         let path = model_path("model.weights", name, options)?;
         let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
         let source = if is_gguf { ModelSource::Gguf(path) } else { ModelSource::Folder(path) };
-        return Ok(ernie_model::load_trainable(&source)?);
+        return Ok(ernie_model::load_trainable(&source, recipe.precision.compute.into())?);
     }
     let mut config = match (&model.preset, &model.config) {
         (Some(name), _) => ModelConfig::preset(name)?,
@@ -273,5 +273,6 @@ fn model(recipe: &Recipe, tokenizer: &Tokenizer, options: &Options<'_>) -> Resul
     config.eos_token_ids = tokenizer.eos().into_iter().collect();
     config.pad_token_id = tokenizer.pad();
     let config = config.with_vocab_size(tokenizer.vocab_size())?;
-    Ok(ernie_model::build_trainable(Weights::random(config, recipe.seed, WeightsAs::F32)?)?)
+    let weights = Weights::random(config, recipe.seed, WeightsAs::F32)?;
+    Ok(ernie_model::build_trainable(weights, recipe.precision.compute.into())?)
 }

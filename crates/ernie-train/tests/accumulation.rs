@@ -44,6 +44,11 @@ fn gradients(decoder: &Decoder, micro_batches: &[Batch], objective: &Objective) 
 }
 
 fn check(kind: &str, objective: &Objective) {
+    one_is_many(kind, objective);
+    one_is_many(&format!("{kind}-bf16"), objective);
+}
+
+fn one_is_many(kind: &str, objective: &Objective) {
     let room = Room::new(2000);
     let trainer = room.trainer(kind, "run", false, &[]).unwrap();
     let decoder = trainer.decoder();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use ernie_data::Batch;
 use ernie_files::Checkpoint;
 use ernie_model::{Decoder, ModelSource};
+use ernie_nn::Width;
 use ernie_train::optimizer::AdamW;
 use ernie_train::recipe::{Decay, Objective, Optimizer};
 use ernie_train::step::accumulate;
@@ -85,7 +86,7 @@ fn gradients_match(case: &str, decoder: &Decoder, reference: &Checkpoint) {
 }
 
 fn five_steps(case: &str) {
-    let decoder = ernie_model::load_trainable(&ModelSource::Folder(folder(case))).unwrap().decoder;
+    let decoder = ernie_model::load_trainable(&ModelSource::Folder(folder(case)), Width::F32).unwrap().decoder;
     let reference = Checkpoint::open(&folder(case).join("reference.safetensors")).unwrap();
     let batch = batch(&reference);
     let (losses, norms) = (floats(&reference, "train.losses"), floats(&reference, "train.grad_norms"));

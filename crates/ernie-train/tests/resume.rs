@@ -44,6 +44,12 @@ fn moe_stopped_at_every_step() {
 }
 
 #[test]
+fn in_bf16_stopped_at_every_step() {
+    stopped_at_every_step("dense-bf16");
+    stopped_at_every_step("moe-bf16");
+}
+
+#[test]
 fn stopped_again_and_again() {
     let room = Room::new(3000);
     room.run("moe", "whole", false, &[]).unwrap();

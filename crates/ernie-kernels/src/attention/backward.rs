@@ -5,6 +5,9 @@ use std::ops::Range;
 use super::forward::Visible;
 use super::tile::{self, Tile};
 use super::{Heads, KEYS, check_spans, first_visible};
+#[cfg(target_arch = "x86_64")]
+use crate::Level;
+use crate::floats::{Floats, FloatsMut};
 use crate::level::Isa;
 use crate::pool;
 use crate::simd;
@@ -23,7 +26,48 @@ const TILE_ROWS: usize = 64;
 /// # Panics
 /// As [`super::forward`].
 #[allow(clippy::too_many_arguments)] // Slices in, slices out.
-pub fn backward(
+pub fn backward<'a>(
+    q: impl Into<Floats<'a>>,
+    k: impl Into<Floats<'a>>,
+    v: impl Into<Floats<'a>>,
+    out: impl Into<Floats<'a>>,
+    lse: &[f32],
+    d_out: impl Into<Floats<'a>>,
+    heads: &Heads,
+    spans: &[Range<usize>],
+    window: Option<usize>,
+    dq: impl Into<FloatsMut<'a>>,
+    dk: impl Into<FloatsMut<'a>>,
+    dv: impl Into<FloatsMut<'a>>,
+) {
+    let inputs = [q.into(), k.into(), v.into(), out.into(), d_out.into()];
+    let outputs = [dq.into(), dk.into(), dv.into()];
+    match (inputs, outputs) {
+        (
+            [Floats::F32(q), Floats::F32(k), Floats::F32(v), Floats::F32(out), Floats::F32(d_out)],
+            [FloatsMut::F32(dq), FloatsMut::F32(dk), FloatsMut::F32(dv)],
+        ) => backward_floats(q, k, v, out, lse, d_out, heads, spans, window, dq, dk, dv),
+        (inputs, outputs) => {
+            #[cfg(target_arch = "x86_64")]
+            if let isa = Isa::current()
+                && isa.level() >= Level::Avx512Bf16
+            {
+                let [q, k, v, out, d_out] = inputs.map(|x| x.len());
+                let [dq, dk, dv] = outputs.each_ref().map(FloatsMut::len);
+                check([q, out, d_out, dq], [k, v, dk, dv], lse.len(), heads, spans, window);
+                return super::brains::backward(isa, inputs, lse, heads, spans, window, outputs);
+            }
+            let [q, k, v, out, d_out] = inputs.map(|x| x.to_vec());
+            let mut wide = outputs.each_ref().map(FloatsMut::to_vec);
+            let [dq, dk, dv] = &mut wide;
+            backward_floats(&q, &k, &v, &out, lse, &d_out, heads, spans, window, dq, dk, dv);
+            outputs.into_iter().zip(&wide).for_each(|(narrow, wide)| narrow.set(wide));
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn backward_floats(
     q: &[f32],
     k: &[f32],
     v: &[f32],
@@ -37,17 +81,14 @@ pub fn backward(
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
-    heads.check();
-    let rows = q.len() / heads.query_width();
-    let (nq, nk) = (rows * heads.query_width(), rows * heads.kv_width());
-    assert!(
-        [q.len(), out.len(), d_out.len(), dq.len()].iter().all(|&n| n == nq)
-            && [k.len(), v.len(), dk.len(), dv.len()].iter().all(|&n| n == nk)
-            && lse.len() == rows * heads.query_heads,
-        "attention: lengths differ"
+    check(
+        [q.len(), out.len(), d_out.len(), dq.len()],
+        [k.len(), v.len(), dk.len(), dv.len()],
+        lse.len(),
+        heads,
+        spans,
+        window,
     );
-    assert!(window != Some(0), "attention: a window of 0 sees nothing");
-    check_spans(spans.iter().cloned(), rows);
     let isa = Isa::current();
     let (dq, dk, dv) = (pool::Shared::new(dq), pool::Shared::new(dk), pool::Shared::new(dv));
     let pieces = spans.len() * heads.kv_heads;
@@ -69,6 +110,26 @@ pub fn backward(
             piece.run(&dq, &dk, &dv);
         }
     });
+}
+
+/// Checks the lengths of what is by query and by key/value head, and the spans.
+fn check(
+    queries: [usize; 4],
+    keys: [usize; 4],
+    lse: usize,
+    heads: &Heads,
+    spans: &[Range<usize>],
+    window: Option<usize>,
+) {
+    heads.check();
+    let rows = queries[0] / heads.query_width();
+    let (nq, nk) = (rows * heads.query_width(), rows * heads.kv_width());
+    assert!(
+        queries.iter().all(|&n| n == nq) && keys.iter().all(|&n| n == nk) && lse == rows * heads.query_heads,
+        "attention: lengths differ"
+    );
+    assert!(window != Some(0), "attention: a window of 0 sees nothing");
+    check_spans(spans.iter().cloned(), rows);
 }
 
 /// One sequence and one key/value head.

@@ -4,6 +4,9 @@ use std::ops::Range;
 
 use super::tile::{self, Tile};
 use super::{Heads, KEYS, Span, check_spans, first_visible};
+#[cfg(target_arch = "x86_64")]
+use crate::Level;
+use crate::floats::{Floats, FloatsMut};
 use crate::level::Isa;
 use crate::pool;
 use crate::simd;
@@ -21,7 +24,48 @@ const TILE_ROWS: usize = 96;
 /// # Panics
 /// When a length does not fit, spans overlap or are outside, or the window is 0.
 #[allow(clippy::too_many_arguments)] // Slices in, slices out.
-pub fn forward(
+pub fn forward<'a>(
+    q: impl Into<Floats<'a>>,
+    k: impl Into<Floats<'a>>,
+    v: impl Into<Floats<'a>>,
+    heads: &Heads,
+    spans: &[Range<usize>],
+    window: Option<usize>,
+    out: impl Into<FloatsMut<'a>>,
+    lse: &mut [f32],
+) {
+    match (q.into(), k.into(), v.into(), out.into()) {
+        (Floats::F32(q), Floats::F32(k), Floats::F32(v), FloatsMut::F32(out)) => {
+            forward_floats(q, k, v, heads, spans, window, out, lse);
+        }
+        (q, k, v, out) => {
+            #[cfg(target_arch = "x86_64")]
+            if let isa = Isa::current()
+                && isa.level() >= Level::Avx512Bf16
+            {
+                heads.check();
+                let rows = q.len() / heads.query_width();
+                assert!(
+                    q.len() == rows * heads.query_width()
+                        && out.len() == q.len()
+                        && k.len() == rows * heads.kv_width()
+                        && v.len() == k.len()
+                        && lse.len() == rows * heads.query_heads,
+                    "attention: lengths differ"
+                );
+                assert!(window != Some(0), "attention: a window of 0 sees nothing");
+                check_spans(spans.iter().cloned(), rows);
+                return super::brains::forward(isa, q, k, v, heads, spans, window, out, lse);
+            }
+            let mut wide = out.to_vec();
+            forward_floats(&q.to_vec(), &k.to_vec(), &v.to_vec(), heads, spans, window, &mut wide, lse);
+            out.set(&wide);
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn forward_floats(
     q: &[f32],
     k: &[f32],
     v: &[f32],
@@ -202,6 +246,14 @@ pub(super) struct Visible {
 impl Visible {
     pub(super) fn new(position: usize, block: usize, window: Option<usize>) -> Self {
         let end = (position + 1).saturating_sub(block).min(KEYS);
+        let first = first_visible(position, window).saturating_sub(block).min(end);
+        Visible { first, end }
+    }
+
+    /// As [`Self::new`], of a block of `count` positions.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn of(position: usize, block: usize, count: usize, window: Option<usize>) -> Self {
+        let end = (position + 1).saturating_sub(block).min(count);
         let first = first_visible(position, window).saturating_sub(block).min(end);
         Visible { first, end }
     }

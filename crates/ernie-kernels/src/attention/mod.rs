@@ -6,9 +6,12 @@
 //! before it, never on which rows share the call. Whole prefill, chunked prefill and one token at a time give the same bits,
 //! and training's forward is the same routine.
 //!
-//! Query head `h` reads key/value head `h / (H / G)`. Scores are scaled by `1 / sqrt(D)`. All arithmetic is f32.
+//! Query head `h` reads key/value head `h / (H / G)`. Scores are scaled by `1 / sqrt(D)`. All arithmetic is f32, but for
+//! products of bf16 where that is what comes in.
 
 mod backward;
+#[cfg(target_arch = "x86_64")]
+mod brains;
 mod forward;
 pub mod paged;
 mod tile;

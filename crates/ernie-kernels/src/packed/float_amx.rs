@@ -25,7 +25,7 @@ const AHEAD: usize = 4096;
 ///
 /// # Panics
 /// At another level than [`Level::Amx`](crate::Level::Amx).
-pub(super) unsafe fn run_tiles(isa: Isa, b: &Block) {
+pub(crate) unsafe fn run_tiles(isa: Isa, b: &Block) {
     let height = b.rows.min(amx::ROWS);
     if b.rows == 0 {
         return;

@@ -58,10 +58,10 @@ mod bytes_amx;
 mod encode;
 pub mod float;
 #[cfg(target_arch = "x86_64")]
-mod float_amx;
+pub(crate) mod float_amx;
 pub(crate) mod float_blocks;
 pub(crate) mod float_pack;
-mod float_tile;
+pub(crate) mod float_tile;
 mod layout;
 mod matrix;
 mod multiply;

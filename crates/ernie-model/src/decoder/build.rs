@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ernie_nn::ops::Expert;
-use ernie_nn::{Heads, Linear, Parameter, Weight};
+use ernie_nn::{Heads, Linear, Parameter, Weight, Width};
 
 use super::attention::Attention;
 use super::layer::{DecoderLayer, FeedForward};
@@ -29,29 +29,34 @@ pub fn load(source: &ModelSource, weights: WeightsAs) -> Result<Loaded> {
 /// # Errors
 /// As [`load`].
 pub fn build(weights: Weights) -> Result<Loaded> {
-    finish(weights, false)
+    finish(weights, None)
 }
 
-/// As [`load`], in f32 and with parameters to train.
+/// As [`load`], with f32 parameters to train, whose products are computed in `products`.
+///
+/// In bf16 the router stays in f32, as do norms, sums and the residual stream; what is kept for the backward pass is half as large.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_trainable(source: &ModelSource) -> Result<Loaded> {
-    build_trainable(Weights::open(source, WeightsAs::F32)?)
+pub fn load_trainable(source: &ModelSource, products: Width) -> Result<Loaded> {
+    build_trainable(Weights::open(source, WeightsAs::F32)?, products)
 }
 
-/// As [`build`], with parameters to train; these are f32 whatever the weights were opened as.
+/// As [`build`], with parameters to train ([`load_trainable`]); these are f32 whatever the weights were opened as.
 ///
 /// # Errors
 /// As [`load`].
-pub fn build_trainable(weights: Weights) -> Result<Loaded> {
-    finish(weights, true)
+pub fn build_trainable(weights: Weights, products: Width) -> Result<Loaded> {
+    finish(weights, Some(products))
 }
 
-fn finish(mut weights: Weights, trainable: bool) -> Result<Loaded> {
+fn finish(mut weights: Weights, trained: Option<Width>) -> Result<Loaded> {
     let config = weights.config().clone();
-    let activations = activations(weights.weights_as());
-    let decoder = Builder { weights: &mut weights, activations, trainable }.decoder(config)?;
+    let activations = match trained {
+        Some(Width::Bf16) => Activations::Mixed,
+        _ => activations(weights.weights_as()),
+    };
+    let decoder = Builder { weights: &mut weights, activations, trained }.decoder(config)?;
     let report: LoadReport = weights.finish()?;
     Ok(Loaded { decoder, report })
 }
@@ -66,7 +71,8 @@ fn activations(weights: WeightsAs) -> Activations {
 struct Builder<'a> {
     weights: &'a mut Weights,
     activations: Activations,
-    trainable: bool,
+    /// The width of products, where parameters are trained.
+    trained: Option<Width>,
 }
 
 impl Builder<'_> {
@@ -165,8 +171,9 @@ impl Builder<'_> {
     /// A matrix: a parameter to train, or packed for the kernels.
     fn matrix(&mut self, at: &str, shape: [usize; 2]) -> Result<Weight> {
         let name = format!("{at}.weight");
-        if self.trainable {
-            return Ok(Weight::Parameter(self.parameter(&name, &shape)?));
+        if let Some(products) = self.trained {
+            let data = self.weights.take_f32(&name, &shape)?;
+            return Ok(Weight::Parameter(Parameter::multiplied_in(products, name, data, &shape)?));
         }
         Ok(Weight::Packed(Arc::new(self.weights.take(&name, &shape)?.pack()?)))
     }

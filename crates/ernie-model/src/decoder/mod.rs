@@ -40,12 +40,14 @@ pub(crate) enum Activations {
     F32,
     /// Rounded to bf16 after every op, as the reference computes in bf16.
     Bf16,
+    /// As training in bf16 keeps them: the residual stream in f32, and in bf16 what norms, products and what follows them give.
+    Mixed,
 }
 
 impl Activations {
     pub(crate) fn keep(self, value: Value) -> Result<Value> {
         match self {
-            Self::F32 => Ok(value),
+            Self::F32 | Self::Mixed => Ok(value),
             Self::Bf16 => Ok(ops::round_to_bf16(&value)?),
         }
     }
@@ -107,7 +109,7 @@ impl Decoder {
     pub fn logits_of(&self, hidden: &Value) -> Result<Vec<f32>> {
         match self.activations {
             Activations::F32 => Ok(self.lm_head.numbers(hidden)?),
-            Activations::Bf16 => no_grad(|| Ok(self.logits(hidden)?.to_vec()?)),
+            Activations::Bf16 | Activations::Mixed => no_grad(|| Ok(self.logits(hidden)?.to_vec()?)),
         }
     }
 

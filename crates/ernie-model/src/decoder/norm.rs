@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ernie_nn::{Parameter, Value, ops};
+use ernie_nn::{Parameter, Value, Width, ops};
 
 use super::Activations;
 use crate::Result;
@@ -24,13 +24,19 @@ impl RmsNorm {
     }
 
     pub(crate) fn forward(&self, x: &Value) -> Result<Value> {
-        self.activations.keep(ops::rms_norm(x, &self.weight.value(), self.eps)?)
+        let width = if self.activations == Activations::Mixed { Width::Bf16 } else { Width::F32 };
+        self.activations.keep(ops::rms_norm_to(width, x, &self.weight.value(), self.eps)?)
     }
 
     /// `x + branch`, and its norm.
     pub(crate) fn forward_sum(&self, x: &Value, branch: &Value) -> Result<(Value, Value)> {
         match self.activations {
             Activations::F32 => Ok(ops::add_rms_norm(x, branch, &self.weight.value(), self.eps)?),
+            Activations::Mixed => {
+                let sum = ops::add(x, branch)?;
+                let normed = self.forward(&sum)?;
+                Ok((sum, normed))
+            }
             Activations::Bf16 => {
                 // The sum is rounded before it is normalised.
                 let sum = self.activations.keep(ops::add(x, branch)?)?;

@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 
+use candle_core::Tensor;
 pub use ernie_kernels::attention::paged::Write;
 use ernie_kernels::attention::{self as kernel, paged};
 pub use ernie_kernels::attention::{CacheFormat, Heads, PAGE};
+use ernie_kernels::floats::FloatVec;
 use ernie_kernels::fresh;
 
 use crate::error::ensure;
-use crate::slice::{Slice, tensor};
+use crate::slice::{View, from_floats};
 use crate::{Result, Value};
 
 /// One sequence's run of rows in a batch: rows `rows`, at positions `past..past + rows.len()` of the
@@ -33,22 +35,34 @@ pub fn attention(q: &Value, k: &Value, v: &Value, spans: &[Span], heads: Heads) 
     let rows = q.dim(0);
     check(q, k, v, spans, &heads)?;
     let spans: Vec<Range<usize>> = spans.iter().map(|span| span.rows.clone()).collect();
-    let mut out = fresh::zeros(rows * heads.query_heads * heads.head_dim);
+    let width = q.width();
+    let mut out = FloatVec::zeros(width, rows * heads.query_heads * heads.head_dim);
     let mut log_sums = vec![0.0; rows * heads.query_heads];
-    kernel::forward(&q.slice()?, &k.slice()?, &v.slice()?, &heads, &spans, None, &mut out, &mut log_sums);
-    let out = tensor(out, q.shape())?;
+    let views = (q.view()?, k.view()?, v.view()?);
+    kernel::forward(
+        views.0.floats(),
+        views.1.floats(),
+        views.2.floats(),
+        &heads,
+        &spans,
+        None,
+        &mut out,
+        &mut log_sums,
+    );
+    drop(views);
+    let out = from_floats(out, q.shape())?;
     let kept = [q.tensor().clone(), k.tensor().clone(), v.tensor().clone(), out.clone()];
     Ok(Value::from_op(out, &[q, k, v], move |gradient| {
         let [q, k, v, out] = &kept;
-        let (mut dq, mut dk, mut dv) =
-            (fresh::zeros(q.elem_count()), fresh::zeros(k.elem_count()), fresh::zeros(v.elem_count()));
+        let room = |like: &Tensor| FloatVec::zeros(width, like.elem_count());
+        let (mut dq, mut dk, mut dv) = (room(q), room(k), room(v));
         kernel::backward(
-            &Slice::of(q)?,
-            &Slice::of(k)?,
-            &Slice::of(v)?,
-            &Slice::of(out)?,
+            View::of(q)?.floats(),
+            View::of(k)?.floats(),
+            View::of(v)?.floats(),
+            View::of(out)?.floats(),
             &log_sums,
-            &Slice::of(gradient)?,
+            View::of(gradient)?.floats(),
             &heads,
             &spans,
             None,
@@ -57,7 +71,7 @@ pub fn attention(q: &Value, k: &Value, v: &Value, spans: &[Span], heads: Heads) 
             &mut dv,
         );
         let gradients = [(dq, q), (dk, k), (dv, v)];
-        gradients.into_iter().map(|(data, like)| Ok(Some(tensor(data, like.dims())?))).collect()
+        gradients.into_iter().map(|(data, like)| Ok(Some(from_floats(data, like.dims())?))).collect()
     }))
 }
 

@@ -1,17 +1,22 @@
 //! The head and its loss as one op, so that the logits of a batch never exist whole.
 
-use ernie_kernels::{cross_entropy as kernel, gemm};
+use ernie_kernels::floats::{FloatVec, Floats};
+use ernie_kernels::{cross_entropy as kernel, elementwise, fresh};
 
+use super::multiply::Products;
 use crate::error::ensure;
-use crate::slice::{Slice, tensor};
+use crate::slice::{Slice, View, from_floats, tensor};
 use crate::value::needs_grad;
-use crate::{Result, Value, Weight};
+use crate::{Result, Value, Weight, Width};
 
 /// The target of a row that carries no loss.
 pub const IGNORED: i64 = -100;
 
-/// Rows whose logits are held at once: 128 rows of a 103,424-wide head are 53 MB.
-const CHUNK_ROWS: usize = 128;
+/// Bytes of logits that are held at once, about: the more rows, the less often the head's weights are packed.
+const CHUNK: usize = 64 << 20;
+
+/// Fewest and most rows of a chunk.
+const ROWS: [usize; 2] = [128, 1024];
 
 /// What the head and loss give.
 pub struct CrossEntropy {
@@ -46,23 +51,32 @@ pub fn head_cross_entropy(hidden: &Value, head: &Weight, targets: &[i64], factor
     let recorded = needs_grad(&parents);
     ensure(!recorded || weight.is_some(), op, || "a stored head passes no gradient".into())?;
 
+    let products = Products(head.parameter().map_or(Width::F32, |parameter| parameter.products()));
     let mut losses = vec![0.0; rows];
-    let mut dhidden = vec![0.0; if recorded { rows * width } else { 0 }];
-    let mut dweight = vec![0.0; if recorded { vocab * width } else { 0 }];
-    let input = hidden.slice()?;
-    for start in (0..rows).step_by(CHUNK_ROWS) {
-        let end = (start + CHUNK_ROWS).min(rows);
+    let mut dhidden = FloatVec::zeros(products.0, if recorded { rows * width } else { 0 });
+    let mut dweight = fresh::zeros(if recorded { vocab * width } else { 0 });
+    let hidden = products.input(hidden.tensor())?;
+    let input = View::of(&hidden)?;
+    let chunk = (CHUNK / (4 * vocab)).clamp(ROWS[0], ROWS[1]);
+    let mut logits = fresh::zeros(chunk.min(rows) * vocab);
+    for start in (0..rows).step_by(chunk) {
+        let end = (start + chunk).min(rows);
         if targets[start..end].iter().all(|&target| target == IGNORED) {
             continue;
         }
-        let x = &input[start * width..end * width];
-        let mut logits = head.multiply(x)?;
-        kernel::forward_backward(&mut logits, &targets[start..end], vocab, 1.0, &mut losses[start..end]);
+        let (x, shape) = (input.floats().part(start * width..end * width), [end - start, width, vocab]);
+        let logits = &mut logits[..(end - start) * vocab];
+        match (&weight, x) {
+            (Some(weight), x) => products.forward_into(x, &weight.slice()?, logits.into(), shape),
+            (None, Floats::F32(x)) => logits.copy_from_slice(&head.multiply(x)?),
+            (None, x) => logits.copy_from_slice(&head.multiply(&x.to_vec())?),
+        }
+        kernel::forward_backward(logits, &targets[start..end], vocab, 1.0, &mut losses[start..end]);
         if let (true, Some(weight)) = (recorded, &weight) {
             // The kernel has left the gradient where the logits were.
-            let w = weight.slice()?;
-            gemm::nn(&logits, &w, &mut dhidden[start * width..end * width], end - start, vocab, width, false);
-            gemm::tn(&logits, x, &mut dweight, vocab, end - start, width, true);
+            let (logits, dhidden) = (Floats::F32(logits), dhidden.view_mut().part_mut(start * width..end * width));
+            products.add_input_gradient(logits, &weight.slice()?, dhidden, shape, false);
+            products.add_weight_gradient(logits, x, &mut dweight, shape, start > 0);
         }
     }
     drop(input);
@@ -71,11 +85,11 @@ pub fn head_cross_entropy(hidden: &Value, head: &Weight, targets: &[i64], factor
     let shape = [rows, width];
     let loss = Value::from_op(tensor(vec![(factor * total) as f32], &[1])?, &parents, move |seed| {
         let seed = Slice::of(seed)?[0] * factor as f32;
-        let scaled = |mut data: Vec<f32>, shape: &[usize]| {
-            data.iter_mut().for_each(|d| *d *= seed);
-            tensor(data, shape)
+        let scaled = |mut data: FloatVec, shape: &[usize]| {
+            elementwise::scale(&mut data, seed);
+            from_floats(data, shape)
         };
-        Ok(vec![Some(scaled(dhidden, &shape)?), Some(scaled(dweight, &[vocab, width])?)])
+        Ok(vec![Some(scaled(dhidden, &shape)?), Some(scaled(FloatVec::F32(dweight), &[vocab, width])?)])
     });
     Ok(CrossEntropy { loss, rows: losses, counted })
 }

@@ -1,12 +1,13 @@
 //! Sums, scales and roundings.
 
 use candle_core::Tensor;
+use ernie_kernels::floats::{FloatVec, Floats};
 
 use crate::error::ensure;
-use crate::slice::{self, Slice, tensor};
-use crate::{Result, Value};
+use crate::slice::{self, Slice, from_floats, tensor, wide};
+use crate::{Result, Value, Width};
 
-/// `a + b`, of one shape.
+/// `a + b`, of one shape; in 32 bits where one of them is.
 pub fn add(a: &Value, b: &Value) -> Result<Value> {
     ensure(a.shape() == b.shape(), "add", || format!("{:?} and {:?}", a.shape(), b.shape()))?;
     Ok(Value::from_op(slice::sum(a.tensor(), b.tensor())?, &[a, b], |gradient| {
@@ -16,15 +17,19 @@ pub fn add(a: &Value, b: &Value) -> Result<Value> {
 
 /// Adds `row: [n]` to each row of `x: [T, n]`.
 pub fn add_row(x: &Value, row: &Value) -> Result<Value> {
-    let n = x.dim(1);
+    let (n, width) = (x.dim(1), x.width());
     ensure(row.shape() == [n], "add_row", || format!("{:?} and {:?}", x.shape(), row.shape()))?;
     let (mut sum, addend) = (x.to_vec()?, row.slice()?);
     sum.chunks_exact_mut(n.max(1)).for_each(|line| line.iter_mut().zip(&*addend).for_each(|(x, b)| *x += b));
     drop(addend);
-    let sum = tensor(sum, x.shape())?;
+    let sum = match width {
+        Width::F32 => FloatVec::F32(sum),
+        width => Floats::F32(&sum).to_width(width),
+    };
+    let sum = from_floats(sum, x.shape())?;
     Ok(Value::from_op(sum, &[x, row], move |gradient| {
         let mut total = vec![0.0; n];
-        for line in Slice::of(gradient)?.chunks_exact(n.max(1)) {
+        for line in Slice::of(&wide(gradient)?)?.chunks_exact(n.max(1)) {
             total.iter_mut().zip(line).for_each(|(total, share)| *total += share);
         }
         Ok(vec![Some(gradient.clone()), Some(tensor(total, &[n])?)])

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use ernie_kernels::experts::{self as kernel, Order};
-use ernie_kernels::{fresh, gemm, swiglu};
+use ernie_kernels::floats::{FloatVec, Floats};
+use ernie_kernels::{fresh, swiglu};
 
 use super::Routing;
+use super::multiply::Products;
 use crate::error::ensure;
 use crate::packed::Job;
-use crate::slice::{Slice, tensor};
-use crate::{Packed, Parameter, Result, Value, Weight};
+use crate::slice::{Slice, View, from_floats, tensor};
+use crate::{Error, Packed, Parameter, Result, Value, Weight, Width};
 
 /// One expert: a SwiGLU of its own.
 #[derive(Clone)]
@@ -34,39 +36,57 @@ pub fn experts(x: &Value, routing: &Routing, experts: &[Expert]) -> Result<Value
         format!("x {:?}, {} choices of {} experts", x.shape(), routing.indices.len(), experts.len())
     })?;
     let order = Order::new(&routing.indices, experts.len(), k);
-    let mut gathered = fresh::zeros(rows * k * hidden);
-    kernel::gather(&x.slice()?, hidden, &order, &mut gathered);
-    let mut results = fresh::zeros(rows * k * hidden);
     if let Some(packed) = experts.iter().map(packed).collect::<Option<Vec<_>>>() {
+        let mut gathered = fresh::zeros(rows * k * hidden);
+        kernel::gather(&*x.slice()?, hidden, &order, &mut gathered);
+        let mut results = fresh::zeros(rows * k * hidden);
         packed_experts(&gathered, &order, &packed, &mut results)?;
         let mut out = fresh::zeros(rows * hidden);
         kernel::combine(&results, Some(&routing.weights.slice()?), hidden, &order, &mut out);
         return Value::from_vec(out, &[rows, hidden]);
     }
+    let trained: Option<Vec<_>> = experts.iter().flat_map(parameters).collect();
+    let trained = trained.ok_or_else(|| Error::shape("experts", "some are packed and some are trained"))?;
+    let products = Products(trained.first().map_or(Width::F32, |parameter| parameter.products()));
+    let x_kept = products.input(x.tensor())?;
+    let mut gathered = FloatVec::zeros(products.0, rows * k * hidden);
+    kernel::gather(View::of(&x_kept)?.floats(), hidden, &order, &mut gathered);
+    let mut results = FloatVec::zeros(products.0, rows * k * hidden);
     let mut kept = Vec::new();
     for (index, expert) in experts.iter().enumerate().filter(|(index, _)| !order.rows(*index).is_empty()) {
+        let count = order.rows(index).len();
         let span = order.rows(index).start * hidden..order.rows(index).end * hidden;
-        let gate = expert.gate_proj.multiply(&gathered[span.clone()])?;
-        let up = expert.up_proj.multiply(&gathered[span.clone()])?;
-        let mut inner = fresh::zeros(gate.len());
+        let [gate, up, down] = parameters(expert);
+        let (Some(gate_proj), Some(up_proj), Some(down_proj)) = (gate, up, down) else { continue };
+        let width = expert.gate_proj.out_features();
+        let x = gathered.view().part(span.clone());
+        let gate = products.forward(x, &Slice::of(gate_proj.tensor())?, [count, hidden, width]);
+        let up = products.forward(x, &Slice::of(up_proj.tensor())?, [count, hidden, width]);
+        let mut inner = FloatVec::zeros(products.0, gate.len());
         swiglu::forward(&gate, &up, &mut inner);
-        results[span].copy_from_slice(&expert.down_proj.multiply(&inner)?);
+        let y = results.view_mut().part_mut(span);
+        products.forward_into(inner.view(), &Slice::of(down_proj.tensor())?, y, [count, width, hidden]);
         kept.push((index, gate, up));
     }
     let mut out = fresh::zeros(rows * hidden);
     kernel::combine(&results, Some(&routing.weights.slice()?), hidden, &order, &mut out);
     drop((gathered, results));
+    let out = match products.0 {
+        Width::F32 => tensor(out, &[rows, hidden])?,
+        width => from_floats(Floats::F32(&out).to_width(width), &[rows, hidden])?,
+    };
 
-    let trained: Vec<_> = experts.iter().flat_map(parameters).flatten().map(Parameter::value).collect();
+    let trained: Vec<_> = trained.into_iter().map(Parameter::value).collect();
     let parents: Vec<&Value> = [x, &routing.weights].into_iter().chain(&trained).collect();
     let backward = Backward {
-        x: x.tensor().clone(),
+        products,
+        x: x_kept,
         weights: routing.weights.tensor().clone(),
         experts: trained.iter().map(|value| value.tensor().clone()).collect(),
         order,
         kept,
     };
-    Ok(Value::from_op(tensor(out, &[rows, hidden])?, &parents, move |gradient| backward.run(gradient)))
+    Ok(Value::from_op(out, &parents, move |gradient| backward.run(gradient)))
 }
 
 fn packed(expert: &Expert) -> Option<[&Packed; 3]> {
@@ -120,23 +140,25 @@ fn parameters(expert: &Expert) -> [Option<&Arc<Parameter>>; 3] {
 
 /// What the backward pass keeps: inputs, routing, and gate and up of each expert that had rows.
 struct Backward {
+    products: Products,
     x: Tensor,
     weights: Tensor,
     /// Gate, up and down of each expert, in order.
     experts: Vec<Tensor>,
     order: Order,
-    kept: Vec<(usize, Vec<f32>, Vec<f32>)>,
+    kept: Vec<(usize, FloatVec, FloatVec)>,
 }
 
 impl Backward {
     fn run(self, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let Self { x, weights, experts, order, kept } = self;
+        let Self { products, x, weights, experts, order, kept } = self;
         let hidden = x.dim(1)?;
         let pairs = order.pairs.len();
+        let room = |n: usize| FloatVec::zeros(products.0, n);
         // Rows sorted by expert: each token's input and output gradient once for every choice.
-        let (mut inputs, mut dy) = (fresh::zeros(pairs * hidden), fresh::zeros(pairs * hidden));
-        kernel::gather(&Slice::of(&x)?, hidden, &order, &mut inputs);
-        kernel::gather(&Slice::of(gradient)?, hidden, &order, &mut dy);
+        let (mut inputs, mut dy) = (room(pairs * hidden), fresh::zeros(pairs * hidden));
+        kernel::gather(View::of(&x)?.floats(), hidden, &order, &mut inputs);
+        kernel::gather(View::of(gradient)?.floats(), hidden, &order, &mut dy);
         let weight = Slice::of(&weights)?;
         let mut dweight = fresh::zeros(pairs);
         let mut dinputs = fresh::zeros(pairs * hidden);
@@ -146,32 +168,28 @@ impl Backward {
             let [w_gate, w_up, w_down] = &experts[3 * index..3 * index + 3] else { continue };
             let range = order.rows(index);
             let (rows, width) = (range.len(), gate.len() / range.len().max(1));
+            let (up_shape, down_shape) = ([rows, hidden, width], [rows, width, hidden]);
             let span = range.start * hidden..range.end * hidden;
-            let (x, dy) = (&inputs[span.clone()], &mut dy[span.clone()]);
+            let (x, dy) = (inputs.view().part(span.clone()), &mut dy[span.clone()]);
             let mut inner = fresh::zeros(gate.len());
             swiglu::forward(&gate, &up, &mut inner);
             let mut dinner = fresh::zeros(gate.len());
-            gemm::nn(dy, &Slice::of(w_down)?, &mut dinner, rows, hidden, width, false);
-            for (row, &pair) in order.pairs[range].iter().enumerate() {
-                let dinner = &mut dinner[row * width..][..width];
-                // dw = dy · (W_down inner) = (dy W_down) · inner: the expert's output need not be kept.
-                dweight[pair as usize] = dinner.iter().zip(&inner[row * width..]).map(|(d, inner)| d * inner).sum();
-                dinner.iter_mut().for_each(|d| *d *= weight[pair as usize]);
-                dy[row * hidden..][..hidden].iter_mut().for_each(|d| *d *= weight[pair as usize]);
-            }
-            let product = |a: &[f32], b: &[f32], outs: usize, ins: usize| {
-                let mut c = fresh::zeros(outs * ins);
-                gemm::tn(a, b, &mut c, outs, rows, ins, false);
-                tensor(c, &[outs, ins])
-            };
-            dexperts[3 * index + 2] = product(dy, &inner, hidden, width)?;
-            let (mut dgate, mut dup) = (fresh::zeros(gate.len()), fresh::zeros(gate.len()));
+            let w_down = Slice::of(w_down)?;
+            products.add_input_gradient(Floats::F32(dy), &w_down, (&mut dinner).into(), down_shape, false);
+            // dw = dy · (W_down inner) = (dy W_down) · inner: the expert's output need not be kept.
+            kernel::weigh(&order.pairs[range], &weight, dy, &inner, &mut dinner, &mut dweight);
+            let dw = products.weight_gradient(Floats::F32(dy), Floats::F32(&inner), down_shape);
+            dexperts[3 * index + 2] = tensor(dw, &[hidden, width])?;
+            let (mut dgate, mut dup) = (room(gate.len()), room(gate.len()));
             swiglu::backward(&gate, &up, &dinner, &mut dgate, &mut dup);
-            dexperts[3 * index] = product(&dgate, x, width, hidden)?;
-            dexperts[3 * index + 1] = product(&dup, x, width, hidden)?;
-            let dinputs = &mut dinputs[span];
-            gemm::nn(&dgate, &Slice::of(w_gate)?, dinputs, rows, width, hidden, false);
-            gemm::nn(&dup, &Slice::of(w_up)?, dinputs, rows, width, hidden, true);
+            for (d, which) in [(&dgate, 0), (&dup, 1)] {
+                let dw = products.weight_gradient(d.view(), x, up_shape);
+                dexperts[3 * index + which] = tensor(dw, &[width, hidden])?;
+            }
+            for (d, w, add) in [(&dgate, w_gate, false), (&dup, w_up, true)] {
+                let dx = (&mut dinputs[span.clone()]).into();
+                products.add_input_gradient(d.view(), &Slice::of(w)?, dx, up_shape, add);
+            }
         }
         let mut dx = fresh::zeros(x.elem_count());
         kernel::combine(&dinputs, None, hidden, &order, &mut dx);

@@ -26,7 +26,7 @@ pub use embedding::embedding;
 pub use experts::{Expert, experts};
 pub(crate) use multiply::multiply_all;
 pub use multiply::{linear, multiply};
-pub use rms_norm::{add_rms_norm, rms_norm};
+pub use rms_norm::{add_rms_norm, rms_norm, rms_norm_to};
 pub use rope::{Angles, rope};
 pub use route::{Routing, route};
 pub use router_losses::{balance_loss, orthogonal_loss, z_loss};

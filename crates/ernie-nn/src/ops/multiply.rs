@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use ernie_kernels::{fresh, gemm};
+use candle_core::Tensor;
+use ernie_kernels::floats::{FloatVec, Floats, FloatsMut};
+use ernie_kernels::gemm::{self, brains};
+use ernie_kernels::{Rows, fresh, linear};
 
 use crate::error::ensure;
-use crate::slice::{Slice, tensor};
+use crate::slice::{self, Slice, View, from_floats, tensor};
 use crate::value::needs_grad;
-use crate::{Packed, Parameter, Result, Value, Weight};
+use crate::{Packed, Parameter, Result, Value, Weight, Width};
 
 /// `x: [T, in] · Wᵀ → [T, out]` for a weight in any format. Packed weights pass no gradient.
 ///
@@ -40,38 +43,103 @@ pub(crate) fn multiply_all<const N: usize>(x: &Value, weights: [&Weight; N]) -> 
 }
 
 /// [`multiply`] by a parameter, with gradients: `dx = dy · W`, `dW = dyᵀ · x`.
+///
+/// The result is as wide as the parameter's products, which the gradient of the input is too; the gradient of the weight is f32.
 pub fn linear(x: &Value, parameter: &Arc<Parameter>) -> Result<Value> {
     let weight = Weight::Parameter(parameter.clone());
     check(x, &weight)?;
     let (rows, outs, ins) = (x.dim(0), weight.out_features(), weight.in_features());
+    let products = Products(parameter.products());
     let w = parameter.value();
-    let y = tensor(weight.multiply(&x.slice()?)?, &[rows, outs])?;
-    let (keep_x, keep_w) = (x.tensor().clone(), w.tensor().clone());
+    let kept = products.input(x.tensor())?;
+    let y = products.forward(View::of(&kept)?.floats(), &w.slice()?, [rows, ins, outs]);
+    let y = from_floats(y, &[rows, outs])?;
     let (dx_wanted, dw_wanted) = (x.is_recorded(), needs_grad(&[&w]));
+    let keep_w = w.tensor().clone();
     Ok(Value::from_op(y, &[x, &w], move |dy| {
-        let dy = Slice::of(dy)?;
-        let dx = if dx_wanted { Some(input_gradient(&dy, &keep_w, rows, outs, ins)?) } else { None };
-        let dw = if dw_wanted { Some(weight_gradient(&dy, &Slice::of(&keep_x)?, rows, outs, ins)?) } else { None };
-        Ok(vec![dx, dw])
+        let dy = products.input(dy)?;
+        let (dy, w, x) = (View::of(&dy)?, Slice::of(&keep_w)?, View::of(&kept)?);
+        let dx = dx_wanted.then(|| products.input_gradient(dy.floats(), &w, [rows, ins, outs]));
+        let dw = dw_wanted.then(|| products.weight_gradient(dy.floats(), x.floats(), [rows, ins, outs]));
+        Ok(vec![
+            dx.map(|dx| from_floats(dx, &[rows, ins])).transpose()?,
+            dw.map(|dw| tensor(dw, &[outs, ins])).transpose()?,
+        ])
     }))
 }
 
-fn input_gradient(
-    dy: &[f32],
-    w: &candle_core::Tensor,
-    rows: usize,
-    outs: usize,
-    ins: usize,
-) -> Result<candle_core::Tensor> {
-    let mut dx = fresh::zeros(rows * ins);
-    gemm::nn(dy, &Slice::of(w)?, &mut dx, rows, outs, ins, false);
-    tensor(dx, &[rows, ins])
-}
+/// The three products of a linear in one width. Shapes are `[rows, ins, outs]` throughout.
+#[derive(Clone, Copy)]
+pub(crate) struct Products(pub(crate) Width);
 
-fn weight_gradient(dy: &[f32], x: &[f32], rows: usize, outs: usize, ins: usize) -> Result<candle_core::Tensor> {
-    let mut dw = fresh::zeros(outs * ins);
-    gemm::tn(dy, x, &mut dw, outs, rows, ins, false);
-    tensor(dw, &[outs, ins])
+impl Products {
+    /// Numbers as these products take them: not wider. What is narrower is widened where it is read once only, here.
+    pub(crate) fn input(self, x: &Tensor) -> Result<Tensor> {
+        match (self.0, slice::width(x)) {
+            (Width::F32, Width::Bf16) => slice::wide(x),
+            (Width::Bf16, Width::F32) => from_floats(View::of(x)?.floats().to_width(Width::Bf16), x.dims()),
+            _ => Ok(x.clone()),
+        }
+    }
+
+    /// `x · Wᵀ`, as wide as the products.
+    pub(crate) fn forward(self, x: Floats<'_>, w: &[f32], [rows, ins, outs]: [usize; 3]) -> FloatVec {
+        let mut y = FloatVec::zeros(self.0, rows * outs);
+        self.forward_into(x, w, (&mut y).into(), [rows, ins, outs]);
+        y
+    }
+
+    /// As [`Self::forward`], into `y` of either width.
+    pub(crate) fn forward_into(self, x: Floats<'_>, w: &[f32], y: FloatsMut<'_>, [rows, ins, outs]: [usize; 3]) {
+        match (self.0, x, y) {
+            (Width::F32, Floats::F32(x), FloatsMut::F32(y)) => linear::forward(x, &Rows::from_f32(w, outs, ins), y),
+            (_, x, y) => brains::nt(x, w.into(), y, rows, ins, outs, false),
+        }
+    }
+
+    /// `dy · W`, as wide as the products.
+    pub(crate) fn input_gradient(self, dy: Floats<'_>, w: &[f32], shape: [usize; 3]) -> FloatVec {
+        let mut dx = FloatVec::zeros(self.0, shape[0] * shape[1]);
+        self.add_input_gradient(dy, w, (&mut dx).into(), shape, false);
+        dx
+    }
+
+    /// As [`Self::input_gradient`], into `dx`, added to what is there (in 32 bits) when `add`.
+    pub(crate) fn add_input_gradient(
+        self,
+        dy: Floats<'_>,
+        w: &[f32],
+        dx: FloatsMut<'_>,
+        [rows, ins, outs]: [usize; 3],
+        add: bool,
+    ) {
+        match (self.0, dy, dx) {
+            (Width::F32, Floats::F32(dy), FloatsMut::F32(dx)) => gemm::nn(dy, w, dx, rows, outs, ins, add),
+            (_, dy, dx) => brains::nn(dy, w.into(), dx, rows, outs, ins, add),
+        }
+    }
+
+    /// `dyᵀ · x`, in 32 bits.
+    pub(crate) fn weight_gradient(self, dy: Floats<'_>, x: Floats<'_>, shape: [usize; 3]) -> Vec<f32> {
+        let mut dw = fresh::zeros(shape[1] * shape[2]);
+        self.add_weight_gradient(dy, x, &mut dw, shape, false);
+        dw
+    }
+
+    /// As [`Self::weight_gradient`], into `dw`, added to what is there when `add`.
+    pub(crate) fn add_weight_gradient(
+        self,
+        dy: Floats<'_>,
+        x: Floats<'_>,
+        dw: &mut [f32],
+        [rows, ins, outs]: [usize; 3],
+        add: bool,
+    ) {
+        match (self.0, dy, x) {
+            (Width::F32, Floats::F32(dy), Floats::F32(x)) => gemm::tn(dy, x, dw, outs, rows, ins, add),
+            (_, dy, x) => brains::tn(dy, x, dw.into(), outs, rows, ins, add),
+        }
+    }
 }
 
 fn check(x: &Value, weight: &Weight) -> Result<()> {

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use ernie_kernels::fresh;
+use ernie_kernels::floats::FloatVec;
 use ernie_kernels::rope::{self as kernel, Table};
 
 use crate::error::ensure;
-use crate::slice::{Slice, tensor};
+use crate::slice::{View, from_floats};
 use crate::{Result, Value};
 
 /// Cosines and sines of a pass: a row of angles for each row of the batch, shared by all heads and layers.
@@ -42,12 +42,13 @@ pub fn rope(x: &Value, angles: &Angles) -> Result<Value> {
         format!("x {:?}, {} rows of angles for heads of {head_dim}", x.shape(), angles.0.order.len())
     })?;
     let heads = width / head_dim;
-    let mut y = fresh::copy(&x.slice()?);
-    kernel::forward(&mut y, &angles.0.order, heads, &angles.0.table);
+    let kind = x.width();
+    let mut y = FloatVec::zeros(kind, rows * width);
+    kernel::forward(x.view()?.floats(), &mut y, &angles.0.order, heads, &angles.0.table);
     let angles = angles.clone();
-    Ok(Value::from_op(tensor(y, &[rows, width])?, &[x], move |dy| {
-        let mut dx = fresh::copy(&Slice::of(dy)?);
-        kernel::backward(&mut dx, &angles.0.order, heads, &angles.0.table);
-        Ok(vec![Some(tensor(dx, &[rows, width])?)])
+    Ok(Value::from_op(from_floats(y, &[rows, width])?, &[x], move |dy| {
+        let mut dx = FloatVec::zeros(kind, rows * width);
+        kernel::backward(View::of(dy)?.floats(), &mut dx, &angles.0.order, heads, &angles.0.table);
+        Ok(vec![Some(from_floats(dx, &[rows, width])?)])
     }))
 }

@@ -1,6 +1,6 @@
 //! What a recipe must hold to be a run: every rule in one list, every broken one reported.
 
-use super::{Float, Recipe, SamplerKind, TokenizerSource};
+use super::{Recipe, SamplerKind, TokenizerSource};
 use crate::error::{Error, Result};
 
 /// Largest count of anything that a recipe may ask for; keeps products inside 64 bits.
@@ -127,9 +127,6 @@ fn optimisation(recipe: &Recipe, problems: &mut Problems) {
 
 /// What may be asked for one day, but not of this build.
 fn built(recipe: &Recipe) -> Result<()> {
-    if recipe.precision.compute != Float::F32 {
-        return Err(Error::NotBuilt { key: "precision.compute", value: "bf16".into(), built: "f32" });
-    }
     let sampler = match recipe.sampler.kind {
         SamplerKind::Uniform => None,
         SamplerKind::Priority => Some("priority"),

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 pub use ernie_data::source::{Documents, Format};
+use ernie_nn::Width;
 use serde::{Deserialize, Serialize};
 
 /// `[model]`: which network is trained, from which numbers.
@@ -281,11 +282,20 @@ pub enum Float {
     Bf16,
 }
 
+impl From<Float> for Width {
+    fn from(float: Float) -> Self {
+        match float {
+            Float::F32 => Self::F32,
+            Float::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 /// `[precision]`: number formats of the arithmetic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Precision {
-    /// Format of products.
+    /// Format of products and of what is kept for the backward pass; weights, moments, sums and the router are f32 either way.
     pub compute: Float,
 }
 

@@ -68,8 +68,11 @@ impl Room {
         write("held_out.txt", &cut(60_000, 60_800));
         write("dense.json", DENSE);
         write("moe.json", MOE);
-        write("dense.toml", &RECIPE.replace("KIND", "dense"));
-        write("moe.toml", &RECIPE.replace("KIND", "moe"));
+        for kind in ["dense", "moe"] {
+            let recipe = RECIPE.replace("KIND", kind);
+            write(&format!("{kind}.toml"), &recipe);
+            write(&format!("{kind}-bf16.toml"), &format!("{recipe}[precision]\ncompute = \"bf16\"\n"));
+        }
         Self { folder }
     }
 

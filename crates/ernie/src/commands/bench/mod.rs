@@ -83,8 +83,7 @@ enum Of {
 enum Compute {
     /// 32-bit floats
     F32,
-    /// Not built yet
-    #[value(hide = true)]
+    /// Products in bf16; weights, moments, sums and the router in 32 bits
     Bf16,
 }
 

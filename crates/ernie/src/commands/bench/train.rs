@@ -14,6 +14,7 @@ use ernie_data::{Batch, packing::IGNORED};
 use ernie_eval::speed::{Need, Roof, Spread};
 use ernie_kernels::limits::Limits;
 use ernie_model::Decoder;
+use ernie_nn::Width;
 use ernie_serve::engine::uniform;
 use ernie_train::{optimizer::AdamW, recipe, step};
 use serde_json::json;
@@ -39,15 +40,29 @@ fn settings() -> (recipe::Objective, recipe::Optimizer) {
     (objective, optimizer)
 }
 
+impl Compute {
+    fn width(self) -> Width {
+        match self {
+            Self::F32 => Width::F32,
+            Self::Bf16 => Width::Bf16,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
 /// Runs the command.
 pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) -> Result<Exit> {
-    if let Some(Compute::Bf16) = args.compute {
-        return Err(Failure::not_built("`--compute bf16` (training in bf16)").hint("f32 is built"));
-    }
+    let compute = args.compute.unwrap_or(Compute::F32);
     let rows = args.batch.unwrap_or(8) as usize;
     let (seq_len, steps) = (args.seq.unwrap_or(512) as usize, args.steps.unwrap_or(5) as usize);
     let model = Model::find(name)?;
-    let loaded = ernie_model::load_trainable(&model.source(args.seed))?;
+    let loaded = ernie_model::load_trainable(&model.source(args.seed), compute.width())?;
     let decoder = loaded.decoder;
     let room = decoder.config().max_position_embeddings;
     if seq_len > room {
@@ -84,7 +99,12 @@ pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) ->
     progress.finish("");
     let peak = machine::peak_rss_bytes();
     let limits = Limits::measure(threads);
-    let roof = Roof { bytes_per_s: limits.read_gb_per_s * 1e9, operations_per_s: limits.f32_gflop_per_s * 1e9 };
+    let giga = match compute {
+        Compute::F32 => limits.f32_gflop_per_s,
+        // Without an instruction for it, products of rounded numbers are products of floats.
+        Compute::Bf16 => limits.bf16_gflop_per_s.unwrap_or(limits.f32_gflop_per_s),
+    };
+    let roof = Roof { bytes_per_s: limits.read_gb_per_s * 1e9, operations_per_s: giga * 1e9 };
     let allowed = (rows * seq_len) as f64 / Need::training(decoder.config(), rows, seq_len).seconds(&roof);
     let spread = Spread::of(&rates);
     let share = spread.median / allowed;
@@ -93,7 +113,7 @@ pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) ->
     if args.json.json {
         printer.json(&json!({
             "model": name,
-            "compute": "f32",
+            "compute": compute.name(),
             "threads": threads,
             "batch": rows,
             "seq": seq_len,
@@ -112,17 +132,18 @@ pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) ->
         return Ok(Exit::Done);
     }
     let parameters = printer::count(decoder.config().parameters().total);
-    printer.line(printer.bold(&format!("{}, {parameters} parameters, training in f32", name)))?;
+    printer.line(printer.bold(&format!("{}, {parameters} parameters, training in {}", name, compute.name())))?;
     let label = |name: &str| printer.faint(&format!("{name:8}"));
     let whole = |value: f64| printer::exact(value.round() as u64);
     printer.line(format!(
-        "  {}  {} tokens/s ({} – {}), {:.0} % of {} (f32 arithmetic)",
+        "  {}  {} tokens/s ({} – {}), {:.0} % of {} ({} arithmetic)",
         label("steps"),
         whole(spread.median),
         whole(spread.p10),
         whole(spread.p90),
         100.0 * share,
-        whole(allowed)
+        whole(allowed),
+        compute.name()
     ))?;
     printer.line(format!("  {}  {steps} steps of {rows} rows of {seq_len} tokens", label("work")))?;
     printer.line(format!("  {}  {first:.4} → {last:.4} on the same tokens", label("loss")))?;

@@ -1,10 +1,15 @@
-//! Dense products of f32 matrices in any orientation, for gradients.
+//! Dense products of matrices in any orientation, for training: of f32 here, of bf16 in [`brains`].
 //!
 //! Each element of a result is one chain of fused multiply-adds in the order of the inner dimension, begun at zero or at what
 //! was there. So a row gives the same bits alone and among others, at any number of threads, as in [`crate::linear`].
 
+pub mod brains;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod pairs;
+
 use std::ops::Range;
 
+pub use crate::floats::{Floats, FloatsMut};
 use crate::level::Isa;
 use crate::packed::float_blocks::{Left, Shape, product};
 use crate::packed::float_pack;
