@@ -8,7 +8,8 @@ contestant after the other have the machine, so that all meet the same condition
   bench/compare.py --cases prefill decode-8bit         # some
   bench/compare.py --write docs/performance.md         # puts the table between the marks in that file
 
-Every measurement goes to --log as a line of JSON. Ratios are ours divided by the best peer's; above 1 ernie is ahead.
+Every measurement goes to --log as a line of JSON. Ratios are ours divided by the best peer's (the other way round for seconds and MiB);
+above 1 ernie is ahead.
 """
 import argparse
 import datetime
@@ -94,6 +95,40 @@ def torch(part, dtype):
     return answer[f"{part}_tokens_per_s"], answer
 
 
+TRAIN = {"dense": ("preset:bench-dense-28m", 8), "moe": ("preset:bench-moe-22m", 8), "base": ("preset:base", 4)}
+
+
+def ernie_train(shape, what):
+    """Training steps: tokens a second, or bytes of memory at the peak."""
+    model, rows = TRAIN[shape]
+    answer = json.loads(output([args.ernie, "bench", model, "--train", "--compute", "bf16", "--batch", rows, "--seq", 512,
+                                "--steps", 3, "--threads", THREADS, "--json", "--quiet"]))
+    value = answer["train_tokens_per_s"]["median"] if what == "rate" else answer["peak_rss_bytes"] / 2**20
+    return value, {**({"share_of_limit": answer["share_of_limit"], "limits": answer["limits"]} if what == "rate" else {}),
+                   "rate": answer["train_tokens_per_s"]["median"], "peak_rss_bytes": answer["peak_rss_bytes"]}
+
+
+def torch_train(shape, what, dtype, compiled=False):
+    answer = json.loads(output([args.peers / "venv/bin/python", ROOT / "bench/peers/torch_train.py", "--model", shape,
+                                "--dtype", dtype, "--batch", TRAIN[shape][1], "--threads", THREADS,
+                                *(["--compile"] if compiled else [])]).splitlines()[-1])
+    return answer["train_tokens_per_s"] if what == "rate" else answer["peak_rss_bytes"] / 2**20, answer
+
+
+def training(about, shape, rate, memory):
+    """Two cases: speed beside PyTorch at its fastest, memory beside PyTorch compiled."""
+    peers = {"PyTorch bf16": ("bf16", False), "PyTorch bf16, compiled": ("bf16", True), "PyTorch f32": ("f32", False)}
+    if shape == "base":
+        del peers["PyTorch f32"]
+    run = lambda what, how: lambda: torch_train(shape, what, *how)
+    return {
+        f"train-{shape}": case(f"training {about}", rate, lambda: ernie_train(shape, "rate"),
+                               {name: run("rate", how) for name, how in peers.items()}),
+        f"train-{shape}-memory": case(f"training {about}; MiB at the peak", memory, lambda: ernie_train(shape, "memory"),
+                                      {"PyTorch bf16, compiled": run("memory", ("bf16", True))}, less_is_better=True),
+    }
+
+
 def seconds(command):
     began = time.perf_counter()
     output(command)
@@ -159,6 +194,9 @@ CASES = {
                           less_is_better=True),
     "int8-f32": case("0.3B, writing, 8 bits; ernie itself in f32", 3.43, lambda: ernie("0.3b-bf16", "decode", "int8"),
                      {"ernie f32": lambda: ernie("0.3b-bf16", "decode", "f32")}),
+    **training("a dense model of 28 M, 8 x 512 tokens", "dense", 1.3, 2.0),
+    **training("a mixture of experts of 22 M, 8 x 512 tokens", "moe", 2.0, 1.67),
+    **training("all of the 0.3B, 4 x 512 tokens", "base", 1.5, 1.54),
 }
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Training steps through transformers in the two shapes of `ernie bench --train`: one JSON line.
+"""Training steps through transformers in the shapes of `ernie bench --train`: one JSON line.
 
   torch_train.py --model dense --dtype f32 --threads 2      # preset:bench-dense-28m
   torch_train.py --model moe --dtype bf16                   # preset:bench-moe-22m
+  torch_train.py --model base --dtype bf16 --batch 4        # preset:base
 
 Forward, backward and AdamW on random tokens; the first step is left out. One run is one process, so that the peak of
 memory is its own.
@@ -15,7 +16,7 @@ import statistics
 import time
 
 args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-args.add_argument("--model", choices=["dense", "moe"], default="dense")
+args.add_argument("--model", choices=["dense", "moe", "base"], default="dense")
 args.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
 args.add_argument("--compile", action="store_true")
 args.add_argument("--threads", type=int, default=2)
@@ -33,6 +34,10 @@ torch.manual_seed(0)
 if args.model == "dense":
     config = Ernie4_5Config(vocab_size=8192, hidden_size=512, intermediate_size=1536, num_hidden_layers=8,
                             num_attention_heads=8, num_key_value_heads=2, head_dim=64, tie_word_embeddings=True)
+    kind = Ernie4_5ForCausalLM
+elif args.model == "base":
+    config = Ernie4_5Config(vocab_size=103424, hidden_size=1024, intermediate_size=3072, num_hidden_layers=18,
+                            num_attention_heads=16, num_key_value_heads=2, head_dim=128, tie_word_embeddings=True)
     kind = Ernie4_5ForCausalLM
 else:
     config = Ernie4_5_MoeConfig(vocab_size=8192, hidden_size=256, intermediate_size=768, num_hidden_layers=6,

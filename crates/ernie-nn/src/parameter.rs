@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
+use ernie_kernels::{elementwise, fresh};
 
-use crate::slice::{Slice, sum as add, tensor, wide};
+use crate::slice::{Slice, tensor, wide};
 use crate::{Error, Result, Value, Width};
 
 /// An f32 weight under its published name, with the gradient that [`Value::backward`] adds to.
@@ -124,7 +125,7 @@ impl Parameter {
     pub fn update(&self, f: impl FnOnce(&mut [f32], &[f32])) -> Result<()> {
         let gradient = self.grad();
         let gradient = gradient.as_ref().map(Slice::of).transpose()?;
-        self.change(|weight| f(weight, gradient.as_deref().unwrap_or(&[])))
+        change(&self.tensor, |weight| f(weight, gradient.as_deref().unwrap_or(&[])))
     }
 
     /// Replaces the weight.
@@ -136,7 +137,7 @@ impl Parameter {
             let what = format!("{} has {} elements, got {}", self.name, self.elements(), data.len());
             return Err(Error::shape("set", what));
         }
-        self.change(|weight| weight.copy_from_slice(data))
+        change(&self.tensor, |weight| weight.copy_from_slice(data))
     }
 
     /// Adds to the gradient.
@@ -147,16 +148,28 @@ impl Parameter {
         }
         let gradient = wide(&gradient)?;
         let mut slot = self.slot();
-        *slot = Some(match slot.take() {
-            Some(sum) => add(&sum, &gradient)?,
-            None => gradient,
-        });
-        Ok(())
+        match &*slot {
+            Some(sum) => {
+                let gradient = Slice::of(&gradient)?;
+                change(sum, |sum| elementwise::add_scaled(sum, &gradient, 1.0))
+            }
+            None => {
+                *slot = Some(gradient);
+                Ok(())
+            }
+        }
     }
 
-    fn change(&self, f: impl FnOnce(&mut [f32])) -> Result<()> {
-        let change = Change(Mutex::new(Some(f)));
-        Ok(self.tensor.inplace_op1(&change)?)
+    /// Lets `f` add to the gradient where it lies; zeros if none arrived.
+    pub(crate) fn accumulate_with(&self, f: impl FnOnce(&mut [f32])) -> Result<()> {
+        let mut slot = self.slot();
+        if slot.is_none() {
+            *slot = Some(tensor(fresh::zeros(self.elements()), self.shape())?);
+        }
+        match &*slot {
+            Some(sum) => change(sum, f),
+            None => Ok(()),
+        }
     }
 
     fn slot(&self) -> MutexGuard<'_, Option<Tensor>> {
@@ -169,6 +182,11 @@ impl std::fmt::Debug for Parameter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Parameter({}, {:?})", self.name, self.shape())
     }
+}
+
+/// Changes a tensor of f32 where it lies.
+fn change(tensor: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<()> {
+    Ok(tensor.inplace_op1(&Change(Mutex::new(Some(f))))?)
 }
 
 /// candle's way to change a storage in place, with the change as a closure.

@@ -8,7 +8,7 @@
 use std::cell::Cell;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
 
@@ -23,6 +23,35 @@ type Backward = Box<dyn FnOnce(&Tensor) -> Result<Vec<Option<Tensor>>> + Send>;
 pub struct Value {
     tensor: Tensor,
     node: Option<Arc<Node>>,
+    kept: Option<Kept>,
+}
+
+/// What a backward pass keeps of a value: its numbers, or how to make them again from what is kept anyway.
+#[derive(Clone)]
+pub(crate) enum Kept {
+    Numbers(Tensor),
+    Remade(Arc<Remake>),
+}
+
+/// Numbers that are made when a backward pass first asks for them, and forgotten with the last that may.
+pub(crate) struct Remake {
+    make: Box<dyn Fn() -> Result<Tensor> + Send + Sync>,
+    made: Mutex<Option<Tensor>>,
+}
+
+impl Kept {
+    pub(crate) fn tensor(&self) -> Result<Tensor> {
+        match self {
+            Self::Numbers(tensor) => Ok(tensor.clone()),
+            Self::Remade(remake) => {
+                let mut made = remake.made.lock().unwrap_or_else(PoisonError::into_inner);
+                match &*made {
+                    Some(tensor) => Ok(tensor.clone()),
+                    None => Ok(made.insert((remake.make)()?).clone()),
+                }
+            }
+        }
+    }
 }
 
 struct Node {
@@ -66,7 +95,7 @@ impl Drop for Recording {
 impl Value {
     /// A value without memory: no gradient flows into it.
     pub fn constant(tensor: Tensor) -> Self {
-        Self { tensor, node: None }
+        Self { tensor, node: None, kept: None }
     }
 
     /// A constant over `data`, row-major.
@@ -81,7 +110,7 @@ impl Value {
     pub(crate) fn leaf(parameter: &Arc<Parameter>) -> Self {
         let record = RECORDING.get() && parameter.is_trainable();
         let node = record.then(|| Arc::new(Node::new(Kind::Leaf(parameter.clone()))));
-        Self { tensor: parameter.tensor().clone(), node }
+        Self { tensor: parameter.tensor().clone(), node, kept: None }
     }
 
     /// The result of an op. `backward` is kept only if a gradient is wanted by some parent.
@@ -94,7 +123,21 @@ impl Value {
             let parents = parents.iter().map(|parent| parent.node.clone()).collect();
             Arc::new(Node::new(Kind::Op { parents, backward: Mutex::new(Some(Box::new(backward))) }))
         });
-        Self { tensor: output, node }
+        Self { tensor: output, node, kept: None }
+    }
+
+    /// The same value, of which backward passes keep `make` instead of numbers. `make` gives these again, to the bit, and is cheap beside a
+    /// product; what it captures is kept by this value's own backward pass anyway.
+    pub(crate) fn remade_by(mut self, make: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Self {
+        if self.is_recorded() {
+            self.kept = Some(Kept::Remade(Arc::new(Remake { make: Box::new(make), made: Mutex::new(None) })));
+        }
+        self
+    }
+
+    /// What an op that needs these numbers again keeps of them.
+    pub(crate) fn kept(&self) -> Kept {
+        self.kept.clone().unwrap_or_else(|| Kept::Numbers(self.tensor.clone()))
     }
 
     /// The plain tensor.

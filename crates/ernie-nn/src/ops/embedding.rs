@@ -1,7 +1,7 @@
 //! Rows of a table, by id.
 
 use crate::error::ensure;
-use crate::slice::{Slice, tensor};
+use crate::slice::{Slice, tensor, wide};
 use crate::{Result, Value, Weight};
 
 /// `ids: [T]`, table `[V, h]` → `[T, h]`. The gradient is summed per row in the order of `ids`.
@@ -20,11 +20,12 @@ pub fn embedding(ids: &[u32], table: &Weight) -> Result<Value> {
     }
     let out = tensor(out, &[ids.len(), hidden])?;
     let Some(parameter) = table.parameter() else { return Ok(Value::constant(out)) };
-    let ids = ids.to_vec();
+    let (ids, trained) = (ids.to_vec(), parameter.clone());
     Ok(Value::from_op(out, &[&parameter.value()], move |gradient| {
-        let gradient = Slice::of(gradient)?;
-        let mut table = vec![0.0; vocab * hidden];
-        ernie_kernels::embedding::scatter_add(&gradient, &ids, hidden, &mut table);
-        Ok(vec![Some(tensor(table, &[vocab, hidden])?)])
+        // Added in place: a gradient of its own would be as large as the table, and nearly all zeros.
+        let gradient = wide(gradient)?;
+        let gradient = Slice::of(&gradient)?;
+        trained.accumulate_with(|table| ernie_kernels::embedding::scatter_add(&gradient, &ids, hidden, table))?;
+        Ok(vec![None])
     }))
 }

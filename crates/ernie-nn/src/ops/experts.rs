@@ -12,6 +12,7 @@ use super::multiply::Products;
 use crate::error::ensure;
 use crate::packed::Job;
 use crate::slice::{Slice, View, from_floats, tensor};
+use crate::value::Kept;
 use crate::{Error, Packed, Parameter, Result, Value, Weight, Width};
 
 /// One expert: a SwiGLU of its own.
@@ -48,9 +49,8 @@ pub fn experts(x: &Value, routing: &Routing, experts: &[Expert]) -> Result<Value
     let trained: Option<Vec<_>> = experts.iter().flat_map(parameters).collect();
     let trained = trained.ok_or_else(|| Error::shape("experts", "some are packed and some are trained"))?;
     let products = Products(trained.first().map_or(Width::F32, |parameter| parameter.products()));
-    let x_kept = products.input(x.tensor())?;
     let mut gathered = FloatVec::zeros(products.0, rows * k * hidden);
-    kernel::gather(View::of(&x_kept)?.floats(), hidden, &order, &mut gathered);
+    kernel::gather(x.view()?.floats(), hidden, &order, &mut gathered);
     let mut results = FloatVec::zeros(products.0, rows * k * hidden);
     let mut kept = Vec::new();
     for (index, expert) in experts.iter().enumerate().filter(|(index, _)| !order.rows(*index).is_empty()) {
@@ -80,7 +80,8 @@ pub fn experts(x: &Value, routing: &Routing, experts: &[Expert]) -> Result<Value
     let parents: Vec<&Value> = [x, &routing.weights].into_iter().chain(&trained).collect();
     let backward = Backward {
         products,
-        x: x_kept,
+        x: x.kept(),
+        hidden,
         weights: routing.weights.tensor().clone(),
         experts: trained.iter().map(|value| value.tensor().clone()).collect(),
         order,
@@ -141,7 +142,8 @@ fn parameters(expert: &Expert) -> [Option<&Arc<Parameter>>; 3] {
 /// What the backward pass keeps: inputs, routing, and gate and up of each expert that had rows.
 struct Backward {
     products: Products,
-    x: Tensor,
+    x: Kept,
+    hidden: usize,
     weights: Tensor,
     /// Gate, up and down of each expert, in order.
     experts: Vec<Tensor>,
@@ -151,8 +153,8 @@ struct Backward {
 
 impl Backward {
     fn run(self, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let Self { products, x, weights, experts, order, kept } = self;
-        let hidden = x.dim(1)?;
+        let Self { products, x, hidden, weights, experts, order, kept } = self;
+        let x = x.tensor()?;
         let pairs = order.pairs.len();
         let room = |n: usize| FloatVec::zeros(products.0, n);
         // Rows sorted by expert: each token's input and output gradient once for every choice.

@@ -51,20 +51,22 @@ pub fn linear(x: &Value, parameter: &Arc<Parameter>) -> Result<Value> {
     let (rows, outs, ins) = (x.dim(0), weight.out_features(), weight.in_features());
     let products = Products(parameter.products());
     let w = parameter.value();
-    let kept = products.input(x.tensor())?;
-    let y = products.forward(View::of(&kept)?.floats(), &w.slice()?, [rows, ins, outs]);
-    let y = from_floats(y, &[rows, outs])?;
+    let input = products.input(x.tensor())?;
+    let y = products.forward(View::of(&input)?.floats(), &w.slice()?, [rows, ins, outs]);
+    let (y, kept) = (from_floats(y, &[rows, outs])?, x.kept());
     let (dx_wanted, dw_wanted) = (x.is_recorded(), needs_grad(&[&w]));
     let keep_w = w.tensor().clone();
     Ok(Value::from_op(y, &[x, &w], move |dy| {
         let dy = products.input(dy)?;
-        let (dy, w, x) = (View::of(&dy)?, Slice::of(&keep_w)?, View::of(&kept)?);
+        let (dy, w) = (View::of(&dy)?, Slice::of(&keep_w)?);
         let dx = dx_wanted.then(|| products.input_gradient(dy.floats(), &w, [rows, ins, outs]));
-        let dw = dw_wanted.then(|| products.weight_gradient(dy.floats(), x.floats(), [rows, ins, outs]));
-        Ok(vec![
-            dx.map(|dx| from_floats(dx, &[rows, ins])).transpose()?,
-            dw.map(|dw| tensor(dw, &[outs, ins])).transpose()?,
-        ])
+        let mut dw = None;
+        if dw_wanted {
+            let x = products.input(&kept.tensor()?)?;
+            let gradient = products.weight_gradient(dy.floats(), View::of(&x)?.floats(), [rows, ins, outs]);
+            dw = Some(tensor(gradient, &[outs, ins])?);
+        }
+        Ok(vec![dx.map(|dx| from_floats(dx, &[rows, ins])).transpose()?, dw])
     }))
 }
 

@@ -1,5 +1,6 @@
 //! Root-mean-square normalisation.
 
+use candle_core::Tensor;
 use ernie_kernels::floats::FloatVec;
 use ernie_kernels::{fresh, norm};
 
@@ -24,17 +25,25 @@ pub fn rms_norm_to(width: Width, x: &Value, weight: &Value, eps: f64) -> Result<
     ensure(x.shape().len() == 2 && weight.shape() == [hidden], "rms_norm", || {
         format!("x {:?}, weight {:?}", x.shape(), weight.shape())
     })?;
-    let mut y = FloatVec::zeros(width, rows * hidden);
-    let mut scales = vec![0.0; rows];
-    norm::forward(&x.slice()?, &weight.slice()?, eps as f32, &mut y, &mut scales);
+    let (y, scales) = normed(width, x.tensor(), weight.tensor(), eps)?;
     let (keep_x, keep_w) = (x.tensor().clone(), weight.tensor().clone());
-    Ok(Value::from_op(from_floats(y, &[rows, hidden])?, &[x, weight], move |dy| {
+    let (x_again, w_again) = (keep_x.clone(), keep_w.clone());
+    let value = Value::from_op(y, &[x, weight], move |dy| {
         let mut dx = fresh::zeros(rows * hidden);
         let mut dw = vec![0.0; hidden];
         let (x, w) = (Slice::of(&keep_x)?, Slice::of(&keep_w)?);
         norm::backward(&x, &w, &scales, View::of(dy)?.floats(), &mut dx, &mut dw);
         Ok(vec![Some(tensor(dx, &[rows, hidden])?), Some(tensor(dw, &[hidden])?)])
-    }))
+    });
+    Ok(value.remade_by(move || Ok(normed(width, &x_again, &w_again, eps)?.0)))
+}
+
+/// The result, and the reciprocal root of each row.
+fn normed(width: Width, x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Vec<f32>)> {
+    let mut y = FloatVec::zeros(width, x.elem_count());
+    let mut scales = vec![0.0; x.elem_count() / weight.elem_count().max(1)];
+    norm::forward(&Slice::of(x)?, &Slice::of(weight)?, eps as f32, &mut y, &mut scales);
+    Ok((from_floats(y, x.dims())?, scales))
 }
 
 /// `(x + branch, rms_norm(x + branch))`: the step from one part of a layer to the next. One pass over the rows where nothing
