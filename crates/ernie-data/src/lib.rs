@@ -5,12 +5,14 @@
 //! * [`tokenizer`] reads `tokenizer.json`, SentencePiece `tokenizer.model` and the tokenizer inside a GGUF, and
 //!   trains byte-level BPE.
 //! * [`chat`] renders chat templates so that text typed by a caller can never become a control token.
+//! * [`conversation`] reads conversations to learn from, and which of their tokens carry a loss.
 //! * [`source`] streams documents out of text, JSONL and Parquet files, plain, gzip or zstd; [`packing`] turns their
 //!   ids into rows of one length; [`sampler`] and [`mixture`] choose which row comes next; [`loader`] is all of them
 //!   behind one face for training and evaluation; [`bundled`] is a small English corpus inside the program.
 
 pub mod bundled;
 pub mod chat;
+pub mod conversation;
 mod error;
 pub mod loader;
 pub mod mixture;

@@ -40,13 +40,33 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::mixture::Mixture;
-use crate::packing::{Batch, Builder, Marks, Place, TokenStore};
+use crate::packing::{Batch, Builder, Example, Marks, Packer, Place, TokenStore};
 use crate::sampler::{self, Sampler, SamplerKind, SamplerState};
-use crate::source::{FileMark, Source, SourceConfig};
+use crate::source::{FileMark, Format, Source, SourceConfig};
 use crate::{Error, Result};
 
 /// Text to ids, without marks.
 pub type Encode<'a> = &'a dyn Fn(&str) -> Vec<u32>;
+
+/// A line of JSON to examples; an error says what is wrong with the line.
+pub type Examine<'a> = &'a dyn Fn(&str) -> std::result::Result<Vec<Example>, String>;
+
+/// How records become tokens.
+#[derive(Clone, Copy)]
+enum Reading<'a> {
+    Text(Encode<'a>),
+    Examples(Examine<'a>),
+}
+
+impl Reading<'_> {
+    /// The source as this reads it.
+    fn of(self, source: &SourceConfig) -> SourceConfig {
+        match self {
+            Self::Text(_) => source.clone(),
+            Self::Examples(_) => SourceConfig { format: Format::Jsonl, whole_lines: true, ..source.clone() },
+        }
+    }
+}
 
 /// How much of the tokens stays in memory by default, over all sources: 1 GiB, 268 million tokens.
 pub const MEMORY_BYTES: u64 = 1 << 30;
@@ -135,6 +155,32 @@ impl Loader {
         rows: usize,
         seed: u64,
     ) -> Result<Self> {
+        Self::read(config, Reading::Text(encode), marks, seq_len, rows, seed)
+    }
+
+    /// As [`Self::open`], of JSONL files whose lines become examples, each of which stays whole in a row.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_examples(
+        config: &LoaderConfig,
+        examine: Examine<'_>,
+        marks: Marks,
+        seq_len: usize,
+        rows: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        Self::read(config, Reading::Examples(examine), marks, seq_len, rows, seed)
+    }
+
+    fn read(
+        config: &LoaderConfig,
+        reading: Reading<'_>,
+        marks: Marks,
+        seq_len: usize,
+        rows: usize,
+        seed: u64,
+    ) -> Result<Self> {
         check_rows(rows)?;
         let weights: Vec<f64> = config.sources.iter().map(|(_, weight)| *weight).collect();
         let mixture = Mixture::new(&weights, seed)?;
@@ -150,9 +196,9 @@ impl Loader {
             notes: Vec::new(),
         };
         for (i, (source, _)) in config.sources.iter().enumerate() {
-            let mut source = Source::open(source, &config.base_dir)?;
+            let mut source = Source::open(&reading.of(source), &config.base_dir)?;
             let builder = Builder::new(seq_len, marks, share, config.spill_dir.as_deref())?;
-            let store = fill(&mut source, encode, builder, u64::MAX)?;
+            let store = fill(&mut source, reading, builder, u64::MAX, &mut loader.notes)?;
             loader.samplers.push(sampler::new(config.sampler, store.rows(), seed, i as u64)?);
             loader.data.push(DataMark { files: source.marks()?, tokens_sha256: store.sha256().to_owned() });
             loader.notes.extend(source.notes());
@@ -322,11 +368,41 @@ impl HeldOut {
         rows: usize,
         max_bytes: u64,
     ) -> Result<Self> {
+        Self::read(source, base_dir.into(), Reading::Text(encode), marks, seq_len, rows, max_bytes)
+    }
+
+    /// As [`Self::open`], of JSONL files whose lines become examples.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_examples(
+        source: &SourceConfig,
+        base_dir: impl Into<PathBuf>,
+        examine: Examine<'_>,
+        marks: Marks,
+        seq_len: usize,
+        rows: usize,
+        max_bytes: u64,
+    ) -> Result<Self> {
+        Self::read(source, base_dir.into(), Reading::Examples(examine), marks, seq_len, rows, max_bytes)
+    }
+
+    fn read(
+        source: &SourceConfig,
+        base_dir: PathBuf,
+        reading: Reading<'_>,
+        marks: Marks,
+        seq_len: usize,
+        rows: usize,
+        max_bytes: u64,
+    ) -> Result<Self> {
         check_rows(rows)?;
-        let mut source = Source::open(source, &base_dir.into())?;
+        let mut source = Source::open(&reading.of(source), &base_dir)?;
         let builder = Builder::new(seq_len, marks, MEMORY_BYTES, None)?;
-        let store = fill(&mut source, encode, builder, max_bytes)?;
-        Ok(HeldOut { store, rows, at: 0, notes: source.notes() })
+        let mut notes = Vec::new();
+        let store = fill(&mut source, reading, builder, max_bytes, &mut notes)?;
+        notes.extend(source.notes());
+        Ok(HeldOut { store, rows, at: 0, notes })
     }
 
     /// The next batch, of up to `rows` rows; `None` after the last row.
@@ -385,12 +461,34 @@ impl HeldOut {
 }
 
 /// Tokenises a source to its end, or until `max_bytes` of text are in.
-fn fill(source: &mut Source, encode: Encode<'_>, mut builder: Builder, max_bytes: u64) -> Result<TokenStore> {
-    while builder.text_bytes() < max_bytes {
-        let Some(piece) = source.next()? else { break };
-        builder.piece(&encode(&piece.text), piece.text.len() as u64 + piece.separator_bytes, piece.ends)?;
-    }
-    let store = builder.finish()?;
+fn fill(
+    source: &mut Source,
+    reading: Reading<'_>,
+    mut builder: Builder,
+    max_bytes: u64,
+    notes: &mut Vec<String>,
+) -> Result<TokenStore> {
+    let store = match reading {
+        Reading::Text(encode) => {
+            while builder.text_bytes() < max_bytes {
+                let Some(piece) = source.next()? else { break };
+                builder.piece(&encode(&piece.text), piece.text.len() as u64 + piece.separator_bytes, piece.ends)?;
+            }
+            builder.finish()?
+        }
+        Reading::Examples(examine) => {
+            let (mut packer, mut bytes) = (Packer::new(builder), 0);
+            while bytes < max_bytes {
+                let Some(piece) = source.next()? else { break };
+                for example in examine(&piece.text).map_err(|what| source.fault(&what))? {
+                    bytes += example.text_bytes;
+                    packer.push(example)?;
+                }
+            }
+            notes.extend(packer.notes());
+            packer.finish()?
+        }
+    };
     if store.text_bytes() == 0 {
         return Err(Error::Data { at: source.describe(), what: "no text in it: the data set is empty".into() });
     }

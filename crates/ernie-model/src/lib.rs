@@ -23,7 +23,7 @@ pub mod weights;
 
 pub use config::{Architecture, ModelConfig, MoeConfig, ParameterCount};
 pub use decoder::{
-    CacheFormat, ContiguousCache, Decoder, KvCache, MoeLayer, PAGE, PagedCache, Probe, Span, Tokens, build,
+    Adaptation, CacheFormat, ContiguousCache, Decoder, KvCache, MoeLayer, PAGE, PagedCache, Probe, Span, Tokens, build,
     build_trainable, load, load_trainable,
 };
 pub use error::{Error, ErrorKind, Result};

@@ -41,7 +41,7 @@ pub use ernie_kernels::packed::Buffer;
 /// logits.
 pub use ernie_kernels::{Format, adamw, catch_panics, formats, logits, panics_are_caught, parallel, quantize};
 pub use error::{Error, Result};
-pub use linear::Linear;
+pub use linear::{Adapter, Linear};
 pub use ops::attention::{CacheFormat, Heads, PAGE, Span};
 pub use packed::{Blocks, Float, Form, Kind, Packed, Packer, Scales};
 pub use parameter::Parameter;

@@ -54,6 +54,13 @@ impl AdamW {
         Self { slots: slots.collect(), settings: *settings, step: 0 }
     }
 
+    /// Multiplies the learning rate of each parameter by what `share` says of its name.
+    #[must_use]
+    pub fn with_lr_share(mut self, share: impl Fn(&str) -> f64) -> Self {
+        self.slots.iter_mut().for_each(|slot| slot.lr_share *= share(slot.parameter.name()));
+        self
+    }
+
     /// Steps made.
     pub fn steps(&self) -> u64 {
         self.step

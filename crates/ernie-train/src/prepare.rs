@@ -3,7 +3,10 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
+use ernie_data::chat::ChatTemplate;
+use ernie_data::conversation::Conversation;
 use ernie_data::loader::MEMORY_BYTES;
+use ernie_data::packing::Example;
 use ernie_data::source::{Source, SourceConfig};
 use ernie_data::tokenizer::{self, Tokenizer, TrainOptions};
 use ernie_data::{HeldOut, Loader, LoaderConfig, Marks};
@@ -14,7 +17,7 @@ use ernie_model::{Loaded, ModelConfig, ModelSource, WeightsAs};
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::optimizer::AdamW;
-use crate::recipe::{BUNDLED, Data, Recipe, TokenizerSource};
+use crate::recipe::{BUNDLED, Data, ObjectiveKind, Recipe, TokenizerSource};
 use crate::run::{Options, Trainer};
 
 /// See [`Trainer::prepare`].
@@ -33,8 +36,10 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
     let (mut loader, held_out) = data(&recipe, &tokenizer, out)?;
     let largest = held_out.as_ref().map_or(0, HeldOut::largest_id).max(loader.largest_id());
 
-    let source = newest.clone().map(ModelSource::Folder);
-    let Loaded { decoder, report } = match source {
+    let adaptation = recipe.adapter.adaptation();
+    // A checkpoint of adapters holds the model with their change in it; what they change is the base.
+    let source = newest.clone().filter(|_| adaptation.is_none()).map(ModelSource::Folder);
+    let Loaded { mut decoder, report } = match source {
         Some(source) => ernie_model::load_trainable(&source, recipe.precision.compute.into())?,
         None => model(&recipe, &tokenizer, options)?,
     };
@@ -46,7 +51,21 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
         return Err(Error::Recipe { path: "recipe".into(), problems: vec![format!("data.tokenizer: {message}")] });
     }
 
-    let mut optimizer = AdamW::new(&decoder.parameters(), &recipe.optimizer);
+    let mut notes = Vec::new();
+    if let Some(adaptation) = &adaptation {
+        decoder.adapt(adaptation, recipe.seed).map_err(|error| match error.kind() {
+            ernie_model::ErrorKind::Input => {
+                Error::Recipe { path: "recipe".into(), problems: vec![format!("adapter: {error}")] }
+            }
+            _ => error.into(),
+        })?;
+        if decoder.moe_layers().next().is_some() {
+            notes.push("the routed experts have no adapters and stay as they are".to_owned());
+        }
+    }
+    let (ratio, is_b) = (recipe.adapter.b_lr_ratio, |name: &str| name.ends_with(".lora_B.weight"));
+    let mut optimizer =
+        AdamW::new(&decoder.trained(), &recipe.optimizer).with_lr_share(|name| if is_b(name) { ratio } else { 1.0 });
     let (mut step, mut tokens) = (0, 0);
     if let Some(path) = &newest {
         let state = checkpoint::restore(path, &decoder, &mut optimizer)?;
@@ -60,7 +79,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
     }
     ernie_files::atomic::write(&out.join("recipe.toml"), recipe.to_toml()?.as_bytes())?;
 
-    let mut notes = loader.notes().to_vec();
+    notes.extend(loader.notes().iter().cloned());
     notes.extend(held_out.iter().flat_map(|held_out| held_out.notes().to_vec()));
     notes.extend(report.notes);
     Ok(Trainer {
@@ -225,6 +244,12 @@ fn data(recipe: &Recipe, tokenizer: &Tokenizer, out: &Path) -> Result<(Loader, O
             Vec::new()
         }
     };
+    let template = ChatTemplate::for_tokenizer(tokenizer)?;
+    let examine = |line: &str| -> std::result::Result<Vec<Example>, String> {
+        let conversation = Conversation::parse(line)?;
+        conversation.examples(&template, tokenizer).map_err(|error| error.to_string())
+    };
+    let supervised = recipe.objective.kind == ObjectiveKind::Sft;
     let (seq_len, rows) = (recipe.batch.seq_len, recipe.batch.rows);
     let config = LoaderConfig {
         sources: vec![(train_source(&recipe.data), 1.0)],
@@ -233,12 +258,18 @@ fn data(recipe: &Recipe, tokenizer: &Tokenizer, out: &Path) -> Result<(Loader, O
         memory_bytes: MEMORY_BYTES,
         spill_dir: Some(out.to_owned()),
     };
-    let opened = Loader::open(&config, &encode, marks, seq_len, rows, recipe.seed);
+    let opened = match supervised {
+        true => Loader::open_examples(&config, &examine, marks, seq_len, rows, recipe.seed),
+        false => Loader::open(&config, &encode, marks, seq_len, rows, recipe.seed),
+    };
     let loader = failure.take().map_or(opened, Err)?;
     let held_out = match held_out_source(&recipe.data).filter(|_| recipe.evaluation.every > 0) {
         Some(source) => {
             let open = |max_bytes| {
-                let opened = HeldOut::open(&source, "/", &encode, marks, seq_len, rows, max_bytes);
+                let opened = match supervised {
+                    true => HeldOut::open_examples(&source, "/", &examine, marks, seq_len, rows, max_bytes),
+                    false => HeldOut::open(&source, "/", &encode, marks, seq_len, rows, max_bytes),
+                };
                 failure.take().map_or(opened, Err)
             };
             let all = open(u64::MAX)?;

@@ -135,7 +135,10 @@ impl Trainer {
         let lr = self.recipe.optimizer.lr * schedule::share(&self.recipe.schedule, self.step);
         self.optimizer.step(lr, self.optimizer.clip_factor(grad_norm))?;
         self.optimizer.zero_grad();
-        measured.dispatch.correct_bias(&self.decoder, self.recipe.objective.router_bias_rate)?;
+        // Beside an adapter the model stays as it is, its routers' biases too.
+        if self.recipe.adapter.rank == 0 {
+            measured.dispatch.correct_bias(&self.decoder, self.recipe.objective.router_bias_rate)?;
+        }
         for (batch, losses) in micro_batches.iter().zip(&measured.row_losses) {
             self.loader.record(&batch.places, losses);
         }
@@ -168,7 +171,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::NotFinite`] where a weight is not a number: such a state must not push out a good one. From the disk.
     pub fn save(&mut self) -> Result<PathBuf> {
-        for parameter in self.decoder.parameters() {
+        for parameter in self.decoder.trained() {
             let bad = parameter.read(|weights| weights.iter().copied().find(|weight| !weight.is_finite()))?;
             if let Some(weight) = bad {
                 self.must_be_finite(self.step, parameter.name(), f64::from(weight))?;
@@ -215,14 +218,13 @@ impl Trainer {
     }
 
     fn started(&self) -> Started {
-        let parameters = self.decoder.parameters();
         Started {
             out: self.out.clone(),
             step: self.step,
             steps: self.recipe.schedule.steps,
             tokens: self.tokens,
             tokens_per_step: self.recipe.batch.tokens() as u64,
-            parameters: parameters.iter().filter(|p| p.is_trainable()).map(|p| p.elements() as u64).sum(),
+            parameters: self.decoder.trained().iter().map(|parameter| parameter.elements() as u64).sum(),
             documents: self.loader.documents(),
             rows_per_epoch: self.loader.rows_per_epoch(),
             text_bytes: self.loader.text_bytes(),

@@ -86,7 +86,7 @@ fn bad_usage_is_one_line_and_a_hint() {
 #[test]
 fn what_is_not_built_says_so_by_name() {
     let at = folder();
-    let names = ["merge", "upcycle", "prune", "convert", "report", "plan", "claims"];
+    let names = ["upcycle", "prune", "convert", "report", "plan", "claims"];
     for name in names {
         let answer = bad(at.path(), &[name, "preset:nano", "--anything"], 2);
         assert!(answer.err.contains(&format!("`ernie {name}`")), "{}", answer.err);
@@ -208,6 +208,7 @@ fn help_and_version_are_data() {
         "logits",
         "bench",
         "quantize",
+        "merge",
         "tokenize",
         "pull",
         "list",

@@ -195,6 +195,19 @@ impl Rendered {
         pieces
     }
 
+    /// What follows the first `at` bytes, which end a character.
+    ///
+    /// # Panics
+    /// When they do not.
+    #[must_use]
+    pub fn after(&self, at: usize) -> Self {
+        let shifted = self.untrusted.iter().filter(|range| range.end > at);
+        Self {
+            text: self.text[at..].to_owned(),
+            untrusted: shifted.map(|range| range.start.max(at) - at..range.end - at).collect(),
+        }
+    }
+
     /// The ids: control tokens where the template wrote them, text everywhere else.
     ///
     /// # Errors

@@ -17,6 +17,11 @@
 //!
 //! The last row of a stream is filled with `end` ids whose targets are −100 (no loss), as a segment of their own.
 //!
+//! # Examples
+//!
+//! What is learned in part, such as the answers of a conversation, is packed otherwise ([`Packer`]): an [`Example`] lies whole in one row, and
+//! each of its ids says whether it carries a loss.
+//!
 //! # Bits per byte
 //!
 //! [`TokenStore::text_bytes`] counts the bytes of the text that all targets together cover: the UTF-8 bytes of every
@@ -25,10 +30,12 @@
 //! lines, or taken whole, `text_bytes` is the size of the file (blank lines aside), so the figure stands beside that
 //! of a compressor on the same bytes.
 
+mod examples;
 mod store;
 
 use serde::{Deserialize, Serialize};
 
+pub use examples::{Example, Packer};
 pub(crate) use store::hex;
 pub use store::{Builder, Place, TokenStore};
 

@@ -1,7 +1,8 @@
 //! The packed stream at rest: four bytes a position, in memory up to a cap and in an unnamed file beyond it.
 //!
-//! Rows are cut by arithmetic, so the stream itself is all there is to keep: an id, and in its top bit whether a
-//! document starts there. Any row can be had at any time, which is what shuffling and resuming need.
+//! Rows are cut by arithmetic, so the stream itself is all there is to keep: an id, and in its top bits whether a
+//! document starts there and whether what follows carries no loss. Any row can be had at any time, which is what shuffling and
+//! resuming need.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
@@ -13,7 +14,10 @@ use super::{Batch, IGNORED, Marks};
 use crate::{Error, Result};
 
 /// Set in a stored position where a document starts.
-const STARTS: u32 = 1 << 31;
+pub(super) const STARTS: u32 = 1 << 31;
+
+/// Set in a stored position whose target carries no loss.
+pub(super) const SILENT: u32 = 1 << 30;
 
 /// Which row of which source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,6 +36,7 @@ pub struct Builder {
     spill_dir: Option<PathBuf>,
     body: Body,
     positions: u64,
+    silent: u64,
     documents: u64,
     text_bytes: u64,
     largest_id: u32,
@@ -52,6 +57,7 @@ pub struct TokenStore {
     marks: Marks,
     body: Body,
     positions: u64,
+    silent: u64,
     documents: u64,
     text_bytes: u64,
     largest_id: u32,
@@ -65,7 +71,7 @@ impl Builder {
     /// in `spill_dir` beyond that.
     ///
     /// # Errors
-    /// [`Error::Setting`] if `seq_len` is 0 or a mark does not fit 31 bits.
+    /// [`Error::Setting`] if `seq_len` is 0 or a mark does not fit 30 bits.
     pub fn new(seq_len: usize, marks: Marks, cap_bytes: u64, spill_dir: Option<&Path>) -> Result<Self> {
         if seq_len == 0 || seq_len > 1 << 24 {
             return Err(Error::Setting {
@@ -73,8 +79,8 @@ impl Builder {
                 what: format!("{seq_len} is outside 1 to {}", 1 << 24),
             });
         }
-        if (marks.start | marks.end) & STARTS != 0 {
-            return Err(Error::Setting { key: "marks".into(), what: "ids of start and end must be below 2^31".into() });
+        if marks.start.max(marks.end) >= SILENT {
+            return Err(Error::Setting { key: "marks".into(), what: "ids of start and end must be below 2^30".into() });
         }
         Ok(Builder {
             seq_len,
@@ -83,6 +89,7 @@ impl Builder {
             spill_dir: spill_dir.map(Path::to_owned),
             body: Body::Memory(Vec::new()),
             positions: 0,
+            silent: 0,
             documents: 0,
             text_bytes: 0,
             largest_id: marks.start.max(marks.end),
@@ -103,7 +110,7 @@ impl Builder {
     ///
     /// # Errors
     /// [`Error::Io`] if the spill file cannot be written, [`Error::Setting`] if one is needed and no folder was given,
-    /// [`Error::Internal`] for an id of 2^31 or more.
+    /// [`Error::Internal`] for an id of 2^30 or more.
     pub fn piece(&mut self, ids: &[u32], text_bytes: u64, ends: bool) -> Result<()> {
         if !self.open {
             self.push(self.marks.start | STARTS)?;
@@ -111,16 +118,57 @@ impl Builder {
             self.open = true;
         }
         for &id in ids {
-            if id & STARTS != 0 {
-                return Err(Error::Internal(format!("the tokenizer gave the id {id}, which is not below 2^31")));
-            }
-            self.largest_id = self.largest_id.max(id);
+            self.check(id)?;
             self.push(id)?;
         }
         self.text_bytes += text_bytes;
         if ends {
             self.open = false;
         }
+        Ok(())
+    }
+
+    /// Adds a document as it is, without marks: position `i` predicts `ids[i + 1]` where `trained[i + 1]`, and nothing else.
+    ///
+    /// # Errors
+    /// As [`Builder::piece`].
+    pub(super) fn example(&mut self, ids: &[u32], trained: &[bool], text_bytes: u64) -> Result<()> {
+        for (i, &id) in ids.iter().enumerate() {
+            self.check(id)?;
+            let silent = !trained.get(i + 1).copied().unwrap_or(false);
+            self.silent += u64::from(silent);
+            self.push(id | if i == 0 { STARTS } else { 0 } | if silent { SILENT } else { 0 })?;
+        }
+        self.documents += 1;
+        self.text_bytes += text_bytes;
+        Ok(())
+    }
+
+    /// Fills the row that was begun with what carries no loss.
+    ///
+    /// # Errors
+    /// As [`Builder::piece`].
+    pub(super) fn end_row(&mut self) -> Result<()> {
+        let end = self.marks.end | SILENT;
+        let mut first = STARTS;
+        while !self.positions.is_multiple_of(self.seq_len as u64) {
+            self.silent += 1;
+            self.push(end | first)?;
+            first = 0;
+        }
+        Ok(())
+    }
+
+    /// Positions in a row.
+    pub(super) fn seq_len(&self) -> usize {
+        self.seq_len
+    }
+
+    fn check(&mut self, id: u32) -> Result<()> {
+        if id >= SILENT {
+            return Err(Error::Internal(format!("the tokenizer gave the id {id}, which is not below 2^30")));
+        }
+        self.largest_id = self.largest_id.max(id);
         Ok(())
     }
 
@@ -151,6 +199,7 @@ impl Builder {
             marks: self.marks,
             body,
             positions: self.positions,
+            silent: self.silent,
             documents: self.documents,
             text_bytes: self.text_bytes,
             largest_id: self.largest_id,
@@ -214,7 +263,7 @@ impl TokenStore {
 
     /// Targets that carry a loss, over all rows.
     pub fn targets(&self) -> u64 {
-        self.positions - u64::from(self.cut)
+        self.positions - self.silent - u64::from(self.cut)
     }
 
     /// Documents, a cut-off one at the end included.
@@ -260,9 +309,10 @@ impl TokenStore {
                 segment = 0;
             }
             segment += 1;
-            batch.ids.push(position & !STARTS);
+            batch.ids.push(position & !(STARTS | SILENT));
             batch.targets.push(match stretch.get(i + 1) {
-                Some(next) if next & STARTS == 0 => i64::from(*next),
+                _ if position & SILENT != 0 => IGNORED,
+                Some(next) if next & STARTS == 0 => i64::from(next & !SILENT),
                 None if self.cut => IGNORED,
                 _ => i64::from(self.marks.end),
             });

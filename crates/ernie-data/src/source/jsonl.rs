@@ -11,20 +11,25 @@ use super::Piece;
 use super::lines::LineReader;
 use crate::Result;
 
+/// The next line of a JSONL file that is not blank.
+pub(super) fn line(lines: &mut LineReader) -> Result<Option<Piece>> {
+    let mut bytes = Vec::new();
+    while lines.append(&mut bytes)? {
+        if !bytes.iter().all(u8::is_ascii_whitespace) {
+            let not_text = |at: usize| lines.fault(&format!("not UTF-8 at byte {} of the line", at + 1));
+            let text = String::from_utf8(bytes).map_err(|e| not_text(e.utf8_error().valid_up_to()))?;
+            return Ok(Some(Piece { text, ends: true, separator_bytes: 0 }));
+        }
+        bytes.clear();
+    }
+    Ok(None)
+}
+
 /// The next document of a JSONL file.
 pub(super) fn piece(lines: &mut LineReader, fields: &[String], empty: &mut u64) -> Result<Option<Piece>> {
-    let mut bytes = Vec::new();
     loop {
-        bytes.clear();
-        if !lines.append(&mut bytes)? {
-            return Ok(None);
-        }
-        if bytes.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        let line = std::str::from_utf8(&bytes)
-            .map_err(|e| lines.fault(&format!("not UTF-8 at byte {} of the line", e.valid_up_to() + 1)))?;
-        let text = text_of(line, fields).map_err(|what| lines.fault(&what))?;
+        let Some(Piece { text: line, .. }) = self::line(lines)? else { return Ok(None) };
+        let text = text_of(&line, fields).map_err(|what| lines.fault(&what))?;
         if text.trim().is_empty() {
             *empty += 1;
             continue;

@@ -89,6 +89,8 @@ pub struct SourceConfig {
     pub text_fields: Vec<String>,
     /// Longest line, row or paragraph in bytes, from 1 to 2^30.
     pub max_record_bytes: u64,
+    /// Gives the whole line of a JSONL file, whatever it holds, instead of the text in its fields.
+    pub whole_lines: bool,
 }
 
 impl Default for SourceConfig {
@@ -99,6 +101,7 @@ impl Default for SourceConfig {
             documents: Documents::File,
             text_fields: vec!["text".into()],
             max_record_bytes: MAX_RECORD_BYTES,
+            whole_lines: false,
         }
     }
 }
@@ -194,6 +197,7 @@ impl Source {
             };
             let piece = match records {
                 Records::Text(lines) => text_piece(lines, &self.config, &mut self.notes)?,
+                Records::Jsonl(lines) if self.config.whole_lines => jsonl::line(lines)?,
                 Records::Jsonl(lines) => jsonl::piece(lines, &self.config.text_fields, &mut self.notes.empty)?,
                 Records::Parquet(columns) => columns.piece(&mut self.notes.empty)?,
             };
@@ -207,6 +211,14 @@ impl Source {
                     self.position = Position { file: self.position.file + 1, record: 0 };
                 }
             }
+        }
+    }
+
+    /// An input error in the record given last.
+    pub fn fault(&self, what: &str) -> Error {
+        match &self.open {
+            Some(Records::Text(lines) | Records::Jsonl(lines)) => lines.fault(what),
+            _ => Error::Data { at: self.describe(), what: what.to_owned() },
         }
     }
 

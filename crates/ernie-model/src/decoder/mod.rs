@@ -8,6 +8,7 @@
 //! Shape letters: `T` tokens, `h` hidden, `N` query heads, `K` key-value heads, `D` head width, `E` experts,
 //! `V` vocabulary.
 
+mod adapt;
 mod attention;
 mod build;
 mod cache;
@@ -18,6 +19,7 @@ mod norm;
 mod probe;
 mod tokens;
 
+pub use adapt::{Adaptation, TARGETS};
 pub use build::{build, build_trainable, load, load_trainable};
 pub use cache::{CacheFormat, ContiguousCache, KvCache, PAGE, PagedCache};
 pub use ernie_nn::ops::{CrossEntropy, IGNORED, Routing};
@@ -153,6 +155,13 @@ impl Decoder {
             FeedForward::Moe(moe) => Some((index, moe)),
             FeedForward::Dense(_) => None,
         })
+    }
+
+    /// The correction biases under their published names, `[1, E]` each; those that there are.
+    pub fn correction_biases(&self) -> Vec<(String, Vec<f32>)> {
+        let name = |layer| format!("model.layers.{layer}.mlp.moe_statics.e_score_correction_bias");
+        let all = self.moe_layers().map(|(layer, moe)| (name(layer), moe.correction_bias()));
+        all.filter(|(_, bias)| !bias.is_empty()).collect()
     }
 
     /// The cache that suits the weights: f32 beside weights in f32, else bf16, whose rounding is below that of the weights.

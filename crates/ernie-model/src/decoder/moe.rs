@@ -50,6 +50,14 @@ impl MoeLayer {
         self.gate.weight().parameter()
     }
 
+    pub(crate) fn shared_experts(&self) -> Option<&Mlp> {
+        self.shared_experts.as_ref()
+    }
+
+    pub(crate) fn shared_experts_mut(&mut self) -> Option<&mut Mlp> {
+        self.shared_experts.as_mut()
+    }
+
     /// The number of routed experts.
     pub fn num_experts(&self) -> usize {
         self.experts.len()

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use ernie_files::{Bytes, TensorInfo};
 pub use ernie_nn::Format;
 
+mod adapter;
 mod bend;
 mod convert;
 mod quantize;
@@ -22,7 +23,9 @@ mod save;
 mod source;
 mod stored;
 
+pub use adapter::{read_adapter, write_adapter};
 pub use quantize::quantize_into;
+pub(crate) use random::uniform;
 pub use save::{SHARD_BYTES, SaveAs, SaveTensor, Values, save, save_into, save_sharded};
 pub use source::Weights;
 pub use stored::Stored;

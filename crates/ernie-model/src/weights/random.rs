@@ -61,6 +61,13 @@ fn fill(seed: u64, name: &str, first: usize, std: f64, out: &mut [f32]) {
     }
 }
 
+/// `elements` values uniform in `-most..most`, of the stream of `name`.
+pub(crate) fn uniform(seed: u64, name: &str, elements: usize, most: f64) -> Vec<f32> {
+    let mut rng = stream(seed, name, 0);
+    let mut draw = || ((f64::from(rng.next_u32()) + 0.5) / 2_147_483_648.0 - 1.0) * most;
+    (0..elements).map(|_| draw() as f32).collect()
+}
+
 fn stream(seed: u64, name: &str, run: u64) -> ChaCha8Rng {
     // FNV-1a spreads the name over 64 bits; equal hashes would give equal values, not wrong ones.
     let hash = name

@@ -16,7 +16,7 @@ pub const IGNORED: i64 = -100;
 const CHUNK: usize = 64 << 20;
 
 /// Fewest and most rows of a chunk.
-const ROWS: [usize; 2] = [128, 1024];
+const ROWS: [usize; 2] = [128, 512];
 
 /// What the head and loss give.
 pub struct CrossEntropy {
@@ -54,7 +54,9 @@ pub fn head_cross_entropy(hidden: &Value, head: &Weight, targets: &[i64], factor
     let products = Products(head.parameter().map_or(Width::F32, |parameter| parameter.products()));
     let mut losses = vec![0.0; rows];
     let mut dhidden = FloatVec::zeros(products.0, if recorded { rows * width } else { 0 });
-    let mut dweight = fresh::zeros(if recorded { vocab * width } else { 0 });
+    // A frozen head has no gradient to take.
+    let trained = weight.as_ref().is_some_and(|weight| needs_grad(&[weight]));
+    let mut dweight = fresh::zeros(if trained { vocab * width } else { 0 });
     let hidden = products.input(hidden.tensor())?;
     let input = View::of(&hidden)?;
     let chunk = (CHUNK / (4 * vocab)).clamp(ROWS[0], ROWS[1]);
@@ -76,7 +78,9 @@ pub fn head_cross_entropy(hidden: &Value, head: &Weight, targets: &[i64], factor
             // The kernel has left the gradient where the logits were.
             let (logits, dhidden) = (Floats::F32(logits), dhidden.view_mut().part_mut(start * width..end * width));
             products.add_input_gradient(logits, &weight.slice()?, dhidden, shape, false);
-            products.add_weight_gradient(logits, x, &mut dweight, shape, start > 0);
+            if trained {
+                products.add_weight_gradient(logits, x, &mut dweight, shape, start > 0);
+            }
         }
     }
     drop(input);
@@ -89,7 +93,8 @@ pub fn head_cross_entropy(hidden: &Value, head: &Weight, targets: &[i64], factor
             elementwise::scale(&mut data, seed);
             from_floats(data, shape)
         };
-        Ok(vec![Some(scaled(dhidden, &shape)?), Some(scaled(FloatVec::F32(dweight), &[vocab, width])?)])
+        let dweight = trained.then(|| scaled(FloatVec::F32(dweight), &[vocab, width])).transpose()?;
+        Ok(vec![Some(scaled(dhidden, &shape)?), dweight])
     });
     Ok(CrossEntropy { loss, rows: losses, counted })
 }

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use ernie_kernels::floats::{FloatVec, Floats};
 
 use crate::error::ensure;
-use crate::slice::{self, Slice, from_floats, tensor, wide};
+use crate::slice::{self, Slice, View, from_floats, tensor, wide};
 use crate::{Result, Value, Width};
 
 /// `a + b`, of one shape; in 32 bits where one of them is.
@@ -36,12 +36,13 @@ pub fn add_row(x: &Value, row: &Value) -> Result<Value> {
     }))
 }
 
-/// `factor · x`.
+/// `factor · x`, as wide as `x`.
 pub fn scale(x: &Value, factor: f64) -> Result<Value> {
     let times = move |x: &Tensor| {
-        let mut data = Slice::of(x)?.to_vec();
+        let view = View::of(x)?;
+        let mut data = view.floats().to_width(view.floats().width());
         ernie_kernels::elementwise::scale(&mut data, factor as f32);
-        tensor(data, x.dims())
+        from_floats(data, x.dims())
     };
     Ok(Value::from_op(times(x.tensor())?, &[x], move |gradient| Ok(vec![Some(times(gradient)?)])))
 }

@@ -19,7 +19,7 @@ pub(crate) fn restore(path: &Path, decoder: &Decoder, optimizer: &mut AdamW) -> 
         .ok_or_else(|| Error::state(&training.join(STATE_FILE), "no readable training state, expected one"))?;
 
     let mut masters = Tensors::open(&training.join(MASTERS_FILE))?;
-    for parameter in decoder.parameters() {
+    for parameter in decoder.trained() {
         let mut weights = vec![0.0; parameter.elements()];
         masters.read(parameter.name(), parameter.shape(), &mut weights)?;
         parameter.set(&weights)?;

@@ -3,6 +3,7 @@
 //! ```text
 //! checkpoint-200/
 //!   config.json, model.safetensors, tokenizer files      any program of the field loads these
+//!   adapter/                 of a run that trains one: as PEFT reads it; the weights above have its change in them
 //!   training_state/
 //!     masters.safetensors    every trained tensor and correction bias, f32
 //!     moments.safetensors    NAME.first and NAME.second for every trained tensor
@@ -35,6 +36,9 @@ pub const VERSION: u32 = 1;
 
 /// The folder of the training state inside a checkpoint.
 pub const STATE_FOLDER: &str = "training_state";
+
+/// The folder of the adapter inside a checkpoint of a run that trains one.
+pub const ADAPTER_FOLDER: &str = "adapter";
 
 const STATE_FILE: &str = "state.json";
 const MASTERS_FILE: &str = "masters.safetensors";

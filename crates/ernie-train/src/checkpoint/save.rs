@@ -9,9 +9,11 @@ use ernie_files::atomic::Folder;
 use ernie_files::safetensors::Writer;
 use ernie_files::{Dtype, TensorInfo};
 use ernie_model::Decoder;
-use ernie_model::weights::{Kept, SaveAs, SaveTensor, save_into};
+use ernie_model::weights::{Kept, SaveAs, SaveTensor, save_into, write_adapter};
 
-use super::{MASTERS_FILE, MOMENTS_FILE, RECIPE_FILE, STATE_FILE, STATE_FOLDER, State, complete, discard};
+use super::{
+    ADAPTER_FOLDER, MASTERS_FILE, MOMENTS_FILE, RECIPE_FILE, STATE_FILE, STATE_FOLDER, State, complete, discard,
+};
 use crate::error::{Error, Result};
 use crate::optimizer::AdamW;
 use crate::recipe::{Float, Recipe};
@@ -71,20 +73,25 @@ fn published(folder: &Path, snapshot: &Snapshot<'_>) -> Result<()> {
     let mut tensors: Vec<SaveTensor<'_>> = Vec::new();
     for parameter in snapshot.decoder.parameters() {
         let (name, shape) = (parameter.name().to_owned(), parameter.shape().to_vec());
-        tensors.push(SaveTensor { name, shape, values: Box::new(move || Ok(Cow::Owned(parameter.to_vec()?))) });
+        tensors.push(SaveTensor { name, shape, values: Box::new(move || snapshot.decoder.merged(&parameter)) });
     }
-    for (name, bias) in biases(snapshot.decoder) {
+    for (name, bias) in snapshot.decoder.correction_biases() {
         let shape = vec![1, bias.len()];
         tensors.push(SaveTensor { name, shape, values: Box::new(move || Ok(Cow::Owned(bias.clone()))) });
     }
     save_into(folder, snapshot.decoder.config(), &tensors, snapshot.kept, save_as)?;
     snapshot.tokenizer.save(folder)?;
+    if let Some(adaptation) = snapshot.recipe.adapter.adaptation() {
+        let folder = folder.join(ADAPTER_FOLDER);
+        std::fs::create_dir(&folder).map_err(|error| Error::io(&folder, "cannot be created", error))?;
+        write_adapter(&folder, snapshot.decoder, &adaptation, snapshot.recipe.model.weights.as_deref())?;
+    }
     Ok(())
 }
 
 fn masters(path: &Path, decoder: &Decoder) -> Result<()> {
-    let parameters = decoder.parameters();
-    let biases = biases(decoder);
+    let parameters = decoder.trained();
+    let biases = decoder.correction_biases();
     let mut infos: Vec<TensorInfo> = parameters
         .iter()
         .map(|parameter| TensorInfo::new(parameter.name(), Dtype::F32, parameter.shape().to_vec()))
@@ -114,12 +121,6 @@ fn moments(path: &Path, optimizer: &AdamW) -> Result<()> {
         writer.write(&bytes(m.second))?;
     }
     Ok(writer.finish()?)
-}
-
-/// The correction biases of a model under their published names.
-fn biases(decoder: &Decoder) -> Vec<(String, Vec<f32>)> {
-    let all = decoder.moe_layers().map(|(layer, moe)| (bias_name(layer), moe.correction_bias()));
-    all.filter(|(_, bias)| !bias.is_empty()).collect()
 }
 
 /// Published name of a layer's correction bias.

@@ -26,7 +26,8 @@ pub(crate) fn loss(
     divisor: f64,
 ) -> Result<Loss> {
     match kind {
-        ObjectiveKind::Lm => lm::loss(decoder, hidden, batch, divisor),
+        // What an assistant is to write is a matter of the targets.
+        ObjectiveKind::Lm | ObjectiveKind::Sft => lm::loss(decoder, hidden, batch, divisor),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a recipe must hold to be a run: every rule in one list, every broken one reported.
 
-use super::{Recipe, SamplerKind, TokenizerSource};
+use super::{Format, ObjectiveKind, Recipe, SamplerKind, TokenizerSource};
 use crate::error::{Error, Result};
 
 /// Largest count of anything that a recipe may ask for; keeps products inside 64 bits.
@@ -68,6 +68,18 @@ fn data(recipe: &Recipe, problems: &mut Problems) {
     }
     let named = !data.text_fields.is_empty() && data.text_fields.iter().all(|field| !field.is_empty());
     problems.expect(named, "data.text_fields", || "expected the names of fields".into());
+    if recipe.objective.kind == ObjectiveKind::Sft {
+        problems.expect(matches!(data.tokenizer, TokenizerSource::Model(_)), "data.tokenizer", || {
+            "conversations need a tokenizer that knows the marks of turns; expected a path or a MODEL".into()
+        });
+        let bundled = data.train.iter().chain(&data.held_out).any(|glob| glob == "bundled");
+        problems.expect(!bundled, "data.train", || {
+            "the bundled corpus holds no conversations; expected JSONL files of them".into()
+        });
+        problems.expect(matches!(data.format, Format::Auto | Format::Jsonl), "data.format", || {
+            "conversations are read from JSONL".into()
+        });
+    }
     match &data.tokenizer {
         TokenizerSource::Model(name) => {
             problems
@@ -105,6 +117,19 @@ fn optimisation(recipe: &Recipe, problems: &mut Problems) {
     problems.range("optimizer.weight_decay", optimizer.weight_decay, 0.0, f64::MAX);
     problems.range("optimizer.clip", optimizer.clip, 0.0, f64::MAX);
     problems.range("optimizer.gate_lr_ratio", optimizer.gate_lr_ratio, 0.0, f64::MAX);
+
+    let adapter = &recipe.adapter;
+    problems.count("adapter.rank", adapter.rank, 0);
+    problems.range("adapter.alpha", adapter.alpha, 0.0, f64::MAX);
+    problems.range("adapter.b_lr_ratio", adapter.b_lr_ratio, 0.0, f64::MAX);
+    let known = ernie_model::decoder::TARGETS;
+    for target in adapter.targets.iter().filter(|target| !known.contains(&target.as_str())) {
+        problems.0.push(format!("adapter.targets: {target:?} is not one of {}", known.join(", ")));
+    }
+    problems.expect(!adapter.targets.is_empty(), "adapter.targets", || "expected at least one linear".into());
+    problems.expect(adapter.rank == 0 || recipe.model.weights.is_some(), "adapter.rank", || {
+        "an adapter changes a trained model; expected model.weights".into()
+    });
 
     let objective = &recipe.objective;
     problems.range("objective.router_bias_rate", objective.router_bias_rate, 0.0, f64::MAX);

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 pub use tables::{
-    BatchSize, Checkpoint, Data, Decay, Documents, Evaluation, Float, Format, Model, Normalise, Objective,
+    Adapter, BatchSize, Checkpoint, Data, Decay, Documents, Evaluation, Float, Format, Model, Normalise, Objective,
     ObjectiveKind, Optimizer, OptimizerKind, Parallel, Precision, Sampler, SamplerKind, Schedule, ScheduleKind,
     TokenizerSource, TrainTokenizer,
 };
@@ -40,6 +40,8 @@ pub struct Recipe {
     pub sampler: Sampler,
     /// `[objective]`.
     pub objective: Objective,
+    /// `[adapter]`.
+    pub adapter: Adapter,
     /// `[optimizer]`.
     pub optimizer: Optimizer,
     /// `[schedule]`.

@@ -135,6 +135,8 @@ pub enum ObjectiveKind {
     /// Next-token prediction.
     #[default]
     Lm,
+    /// The same over conversations, of which the assistant's turns alone carry a loss (supervised fine-tuning).
+    Sft,
 }
 
 /// What the summed loss of a step is divided by.
@@ -176,6 +178,46 @@ impl Default for Objective {
             router_z: 0.0,
             router_orthogonal: 1e-3,
         }
+    }
+}
+
+/// `[adapter]`: a small change that is trained beside a frozen model (LoRA, arXiv:2106.09685).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Adapter {
+    /// Rank of the change, 0 = none: the whole model is trained.
+    pub rank: usize,
+    /// The change is multiplied by `alpha / rank`.
+    pub alpha: f64,
+    /// By `alpha / sqrt(rank)` instead (rsLoRA, arXiv:2312.03732).
+    pub rslora: bool,
+    /// Learning rate of `B` as a multiple of `optimizer.lr` (LoRA+, arXiv:2402.12354).
+    pub b_lr_ratio: f64,
+    /// The linears that have one.
+    pub targets: Vec<String>,
+}
+
+impl Default for Adapter {
+    fn default() -> Self {
+        Self {
+            rank: 0,
+            alpha: 16.0,
+            rslora: false,
+            b_lr_ratio: 1.0,
+            targets: ernie_model::decoder::TARGETS.map(str::to_owned).to_vec(),
+        }
+    }
+}
+
+impl Adapter {
+    /// How the model is adapted; `None` where all of it is trained.
+    pub fn adaptation(&self) -> Option<ernie_model::Adaptation> {
+        (self.rank > 0).then(|| ernie_model::Adaptation {
+            rank: self.rank,
+            alpha: self.alpha,
+            rslora: self.rslora,
+            targets: self.targets.clone(),
+        })
     }
 }
 

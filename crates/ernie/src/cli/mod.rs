@@ -10,7 +10,7 @@ mod unbuilt;
 #[cfg(feature = "http")]
 use crate::commands::serve;
 use crate::{
-    commands::{bench, chat, eval, generate, inspect, logits, quantize, score, store, tokenize, train},
+    commands::{bench, chat, eval, generate, inspect, logits, merge, quantize, score, store, tokenize, train},
     exit::Exit,
     failure::{Failure, Result},
     quickstart,
@@ -61,6 +61,7 @@ pub(crate) enum Command {
     #[cfg(feature = "http")]
     Serve(serve::Args),
     Quantize(quantize::Args),
+    Merge(merge::Args),
     /// Text to ids, ids to text, and a new byte-level BPE tokenizer
     #[command(before_help = "Example:\n  echo 'The quick brown fox' | ernie tokenize encode runs/quickstart")]
     Tokenize {

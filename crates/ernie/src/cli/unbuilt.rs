@@ -3,7 +3,6 @@
 //! They are refused by name, exit code 2. When one is built its line here goes.
 
 const COMMANDS: &[(&str, &str)] = &[
-    ("merge", "an adapter merged into its model"),
     ("upcycle", "a dense model turned into experts"),
     ("prune", "a pruned checkpoint"),
     ("convert", "a checkpoint in another format"),
@@ -12,7 +11,10 @@ const COMMANDS: &[(&str, &str)] = &[
     ("claims", "the article's claims and what was measured"),
 ];
 
-const FLAGS: &[(&str, &str)] = &[("--adapter", "LoRA adapters"), ("--compare", "load on two servers in turn")];
+const FLAGS: &[(&str, &str)] = &[
+    ("--adapter", "an adapter beside a model; `ernie merge` puts one into its weights"),
+    ("--compare", "load on two servers in turn"),
+];
 
 /// What a command that is still to come will do.
 pub(super) fn command(name: &str) -> Option<&'static str> {

@@ -6,6 +6,7 @@ pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod merge;
 pub(crate) mod quantize;
 pub(crate) mod score;
 #[cfg(feature = "http")]
@@ -57,6 +58,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Serve(args) => serve::run(&args, &printer),
         Command::Bench(args) => bench::run(&args, workers, &printer),
         Command::Quantize(args) => quantize::run(&args, &printer),
+        Command::Merge(args) => merge::run(&args, &printer),
         Command::Tokenize { action } => tokenize::run(&action, &printer),
         Command::Pull(args) => store::pull(&args, &printer),
         Command::List(args) => store::list(&args, &printer),

@@ -111,7 +111,7 @@ const BESIDE: &[&str] = &[
 ];
 
 /// Puts the tokenizer and what else belongs to the model into its new folder.
-fn beside(model: &Model, to: &Path) -> Result<()> {
+pub(super) fn beside(model: &Model, to: &Path) -> Result<()> {
     let from = match &model.place {
         Place::Folder(folder) => folder,
         Place::Gguf(_) => {
@@ -134,7 +134,7 @@ fn beside(model: &Model, to: &Path) -> Result<()> {
 }
 
 /// Bytes of the weight files in a folder.
-fn weight_files(folder: &Path) -> Result<u64> {
+pub(super) fn weight_files(folder: &Path) -> Result<u64> {
     let io = |e: std::io::Error| Failure::io(folder.display(), &e);
     let mut bytes = 0;
     for entry in fs::read_dir(folder).map_err(io)? {

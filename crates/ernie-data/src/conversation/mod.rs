@@ -1,0 +1,80 @@
+//! Conversations to learn from: what the files of the field call them, and which of their tokens an assistant is to write.
+//!
+//! A line of JSON is one of five shapes, told apart by their keys ([`Conversation::parse`]); the chat template makes one text of it
+//! ([`Conversation::examples`]), exactly as it would of a prompt, so that what is learned is what will be asked for. A turn of the assistant is what
+//! stands between the end of that prompt and the end of the turn, its end mark included.
+
+mod shapes;
+
+use crate::chat::{ChatTemplate, Message, Prompt};
+use crate::packing::Example;
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// A conversation, and which of its turns are learned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conversation {
+    /// The turns.
+    pub messages: Vec<Message>,
+    /// Tools that the assistant was given.
+    pub tools: Vec<serde_json::Value>,
+    /// One for each turn; turns of the assistant alone can be learned.
+    pub trained: Vec<bool>,
+}
+
+impl Conversation {
+    /// Turns, of which all of the assistant's are learned.
+    pub fn new(messages: Vec<Message>) -> Self {
+        let trained = messages.iter().map(|message| message.role == "assistant").collect();
+        Self { messages, tools: Vec::new(), trained }
+    }
+
+    /// Reads a line of JSON: `messages` (OpenAI), `conversations` (ShareGPT), `instruction` with `output` (Alpaca) or `response` (Dolly), `src`
+    /// and `tgt` (ERNIE).
+    ///
+    /// # Errors
+    /// What is wrong with the line, and what was expected.
+    pub fn parse(line: &str) -> std::result::Result<Self, String> {
+        shapes::parse(line)
+    }
+
+    /// The conversation as tokens. One example, where the next prompt begins with the tokens of the turns before; one for each turn that is learned, where
+    /// it does not: where the template rewrites earlier turns (drops their reasoning, say), or the tokenizer joins what stood apart.
+    ///
+    /// # Errors
+    /// [`Error::Template`] if the template does not take the conversation, or a turn of the assistant does not go on from its prompt.
+    pub fn examples(&self, template: &ChatTemplate, tokenizer: &Tokenizer) -> Result<Vec<Example>> {
+        let render = |turns: usize, ask: bool| {
+            let messages = &self.messages[..turns];
+            let prompt = Prompt { tools: &self.tools, add_generation_prompt: ask, ..Prompt::new(messages) };
+            template.render_prompt(&prompt, tokenizer)
+        };
+        let mut examples: Vec<Example> = Vec::new();
+        for turn in (0..self.messages.len()).filter(|&turn| self.trained[turn]) {
+            let (prompt, whole) = (render(turn, true)?, render(turn + 1, false)?);
+            if !whole.text().starts_with(prompt.text()) {
+                return Err(Error::Template(format!(
+                    "turn {} of the assistant does not go on from the template's own prompt, so there is no telling what it is to write",
+                    turn + 1
+                )));
+            }
+            // Apart, as they will be: the answer is written after the prompt's tokens, whatever they would have become together.
+            let answer = whole.after(prompt.text().len());
+            let (asked, answered) = (prompt.encode(tokenizer)?, answer.encode(tokenizer)?);
+            let text_bytes = answer.text().len() as u64;
+            match examples.last_mut().filter(|last| asked.starts_with(&last.ids)) {
+                Some(last) => {
+                    last.trained.resize(asked.len(), false);
+                    last.trained.resize(asked.len() + answered.len(), true);
+                    last.ids = [asked, answered].concat();
+                    last.text_bytes += text_bytes;
+                }
+                None => {
+                    let trained = (0..asked.len() + answered.len()).map(|i| i >= asked.len()).collect();
+                    examples.push(Example { ids: [asked, answered].concat(), trained, text_bytes });
+                }
+            }
+        }
+        Ok(examples)
+    }
+}

@@ -1,0 +1,168 @@
+//! Adapters on disk, as PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ernie_files::safetensors::Writer;
+use ernie_files::{Checkpoint, Dtype, TensorInfo, read_text};
+use serde::{Deserialize, Serialize};
+
+use crate::decoder::TARGETS;
+use crate::{Adaptation, Decoder, Error, Result};
+
+const CONFIG: &str = "adapter_config.json";
+const TENSORS: &str = "adapter_model.safetensors";
+
+/// What PEFT puts before a published name.
+const PREFIX: &str = "base_model.model.";
+
+/// The largest `adapter_config.json` that is read.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// `adapter_config.json`; keys that change nothing here are passed over.
+#[derive(Serialize, Deserialize)]
+struct Config {
+    peft_type: String,
+    #[serde(default)]
+    task_type: Option<String>,
+    #[serde(default)]
+    base_model_name_or_path: Option<String>,
+    r: usize,
+    lora_alpha: f64,
+    #[serde(default)]
+    use_rslora: bool,
+    #[serde(default)]
+    use_dora: bool,
+    #[serde(default)]
+    fan_in_fan_out: bool,
+    #[serde(default)]
+    bias: Option<String>,
+    target_modules: Targets,
+    #[serde(default)]
+    rank_pattern: BTreeMap<String, usize>,
+    #[serde(default)]
+    alpha_pattern: BTreeMap<String, f64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Targets {
+    Many(Vec<String>),
+    One(String),
+}
+
+/// Writes the adapters of a model into `folder`, which exists.
+///
+/// # Errors
+/// From the disk.
+pub fn write_adapter(folder: &Path, decoder: &Decoder, adaptation: &Adaptation, base: Option<&str>) -> Result<()> {
+    let config = Config {
+        peft_type: "LORA".into(),
+        task_type: Some("CAUSAL_LM".into()),
+        base_model_name_or_path: base.map(str::to_owned),
+        r: adaptation.rank,
+        lora_alpha: adaptation.alpha,
+        use_rslora: adaptation.rslora,
+        use_dora: false,
+        fan_in_fan_out: false,
+        bias: Some("none".into()),
+        target_modules: Targets::Many(adaptation.targets.clone()),
+        rank_pattern: BTreeMap::new(),
+        alpha_pattern: BTreeMap::new(),
+    };
+    let text = serde_json::to_vec_pretty(&config).map_err(|error| Error::Internal(error.to_string()))?;
+    ernie_files::atomic::write(&folder.join(CONFIG), &text)?;
+    let adapters = decoder.adapters();
+    let both = || adapters.iter().flat_map(|(_, adapter)| [&adapter.a, &adapter.b]);
+    let infos: Vec<TensorInfo> =
+        both().map(|p| TensorInfo::new(format!("{PREFIX}{}", p.name()), Dtype::F32, p.shape().to_vec())).collect();
+    let mut writer = Writer::create(&folder.join(TENSORS), &infos, &BTreeMap::new())?;
+    for parameter in both() {
+        let bytes: Vec<u8> = parameter.to_vec()?.iter().flat_map(|value| value.to_le_bytes()).collect();
+        writer.write(&bytes)?;
+    }
+    Ok(writer.finish()?)
+}
+
+/// Adapts a model by what `folder` holds.
+///
+/// # Errors
+/// [`Error::Malformed`] names what in the config is not known here, or a tensor that is missing, left over or of
+/// another shape than the model's, as those of an adapter of another model are.
+pub fn read_adapter(folder: &Path, decoder: &mut Decoder) -> Result<Adaptation> {
+    let path = folder.join(CONFIG);
+    let at = path.display().to_string();
+    let wrong = |message: String| Err(Error::Malformed { place: at.clone(), problem: message });
+    let config: Config = match serde_json::from_str(&read_text(&path, MAX_CONFIG)?) {
+        Ok(config) => config,
+        Err(error) => return wrong(error.to_string()),
+    };
+    if config.peft_type != "LORA" {
+        return wrong(format!("peft_type is {:?}, expected \"LORA\"", config.peft_type));
+    }
+    let unknown = [
+        ("use_dora", config.use_dora),
+        ("fan_in_fan_out", config.fan_in_fan_out),
+        ("rank_pattern", !config.rank_pattern.is_empty()),
+        ("alpha_pattern", !config.alpha_pattern.is_empty()),
+        ("bias", config.bias.as_deref().is_some_and(|bias| bias != "none")),
+    ];
+    if let Some((key, _)) = unknown.iter().find(|(_, set)| *set) {
+        return wrong(format!("{key}: adapters of this kind are not built"));
+    }
+    if !config.lora_alpha.is_finite() {
+        return wrong("lora_alpha: expected a finite number".into());
+    }
+    let targets = match config.target_modules {
+        Targets::One(all) if all == "all-linear" => TARGETS.map(str::to_owned).to_vec(),
+        Targets::One(pattern) => {
+            return wrong(format!("target_modules: the pattern {pattern:?}, expected a list of names"));
+        }
+        Targets::Many(names) => names,
+    };
+    let adaptation = Adaptation { rank: config.r, alpha: config.lora_alpha, rslora: config.use_rslora, targets };
+    if let Err(error) = decoder.adapt(&adaptation, 0) {
+        return wrong(error.to_string());
+    }
+
+    let path = folder.join(TENSORS);
+    let file = Checkpoint::open(&path)?;
+    let at = path.display().to_string();
+    let wrong = |message: String| Err(Error::Malformed { place: at.clone(), problem: message });
+    let mut used = 0;
+    for (_, adapter) in decoder.adapters() {
+        for parameter in [&adapter.a, &adapter.b] {
+            let name = format!("{PREFIX}{}", parameter.name());
+            let Some(info) = file.info(&name) else { return wrong(format!("tensor {name} is missing")) };
+            if info.shape != parameter.shape() {
+                let (has, expected) = (&info.shape, parameter.shape());
+                return wrong(format!("tensor {name} is {has:?}, expected {expected:?}: an adapter of another model?"));
+            }
+            let Some(values) = floats(info.dtype, &file.bytes(&name)?) else {
+                return wrong(format!("tensor {name} is {}, expected finite F32, F16 or BF16", info.dtype));
+            };
+            parameter.set(&values)?;
+            used += 1;
+        }
+    }
+    if let Some(info) = file.tensors().find(|_| file.tensors().count() != used) {
+        return wrong(format!(
+            "{} tensors, of which the model uses {used} (one is {})",
+            file.tensors().count(),
+            info.name
+        ));
+    }
+    Ok(adaptation)
+}
+
+/// Stored floats in 32 bits; `None` where they are something else, or not finite.
+fn floats(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    let half = |wide: fn(u16) -> f32| bytes.as_chunks::<2>().0.iter().map(|&b| wide(u16::from_le_bytes(b))).collect();
+    let values: Vec<f32> = match dtype {
+        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+        Dtype::F16 => half(|bits| half::f16::from_bits(bits).to_f32()),
+        Dtype::Bf16 => half(|bits| half::bf16::from_bits(bits).to_f32()),
+        _ => return None,
+    };
+    values.iter().all(|value| value.is_finite()).then_some(values)
+}

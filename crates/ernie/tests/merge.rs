@@ -1,0 +1,80 @@
+//! Fine-tuning from outside: conversations, an adapter, and `merge`.
+
+mod common;
+
+use common::{bad, good, parity, tiny_run};
+use ernie_files::Checkpoint;
+use std::{fs, path::Path};
+
+const RECIPE: &str = r#"
+[model]
+weights = "BASE"
+[data]
+train = ["chats.jsonl"]
+tokenizer = "BASE"
+[batch]
+rows = 2
+seq_len = 64
+[objective]
+kind = "sft"
+[adapter]
+rank = 2
+[optimizer]
+lr = 0.02
+[schedule]
+steps = 6
+warmup = 1
+[precision]
+compute = "bf16"
+[evaluation]
+every = 0
+"#;
+
+const CHATS: &str = r#"{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The fox."}]}
+{"instruction": "Where?", "input": "", "output": "In the wood."}
+"#;
+
+fn logits(at: &Path, model: &str) -> Vec<f32> {
+    good(at, &["logits", model, "--ids", "5,6,7,8,9", "--weights", "f32", "--out", "l.safetensors", "--json"]);
+    let bytes = Checkpoint::open(&at.join("l.safetensors")).expect("logits").bytes("logits.0").expect("logits.0");
+    bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+}
+
+#[test]
+fn an_adapter_is_trained_used_and_merged() {
+    let at = tempfile::tempdir().expect("a temporary folder");
+    let base = tiny_run().display().to_string();
+    fs::write(at.path().join("lora.toml"), RECIPE.replace("BASE", &base)).expect("a recipe");
+    fs::write(at.path().join("chats.jsonl"), CHATS).expect("data");
+    good(at.path(), &["train", "lora.toml", "--out", "lora", "--quiet"]);
+
+    // The run is a MODEL as any other is.
+    good(at.path(), &["generate", "lora", "--prompt", "Who?", "--max-tokens", "3", "--quiet"]);
+    let adapter = "lora/checkpoint-6/adapter";
+    let json = good(at.path(), &["merge", &base, "--adapter", adapter, "--out", "merged", "--json"]).json();
+    assert_eq!((json["rank"].as_u64(), json["scale"].as_f64()), (Some(2), Some(8.0)), "{json}");
+    assert!(json["adapted"].as_u64().is_some_and(|n| n > 0), "{json}");
+    good(at.path(), &["generate", "merged", "--prompt", "Who?", "--max-tokens", "3", "--quiet"]);
+    let (run, merged, plain) = (logits(at.path(), "lora"), logits(at.path(), "merged"), logits(at.path(), &base));
+    let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
+    assert!(apart(&run, &merged) < 1e-5 && apart(&run, &plain) > 1e-3, "{}", apart(&run, &plain));
+
+    let line = good(at.path(), &["merge", &base, "--adapter", adapter, "--out", "again"]).out;
+    assert!(line.contains("rank 2 times 8"), "{line}");
+
+    // Nothing half-written, and one line for each mistake.
+    let other = parity("moe").display().to_string();
+    for (args, says) in [
+        (&["merge", &base, "--adapter", adapter][..], "--out"),
+        (&["merge", &base, "--out", "x"], "--adapter"),
+        (&["merge", &base, "--adapter", "nowhere", "--out", "x"], "nowhere"),
+        (&["merge", &base, "--adapter", "lora", "--out", "x"], "adapter_config.json"),
+        (&["merge", &other, "--adapter", adapter, "--out", "x"], "adapter_model.safetensors"),
+        (&["merge", "nowhere", "--adapter", adapter, "--out", "x"], "nowhere"),
+        (&["merge", &base, "--adapter", adapter, "--out", "merged"], "merged"),
+    ] {
+        let failed = bad(at.path(), args, 2);
+        assert!(failed.err.contains(says), "{args:?}: {}", failed.err);
+        assert!(!at.path().join("x").exists(), "{args:?} left something");
+    }
+}
