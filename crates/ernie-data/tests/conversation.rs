@@ -1,7 +1,7 @@
 //! Conversations as tokens: what is learned is what the assistant wrote, and examples stay whole.
 
 use ernie_data::chat::{ChatTemplate, Message};
-use ernie_data::conversation::Conversation;
+use ernie_data::conversation::{Conversation, Lesson};
 use ernie_data::packing::{Batch, Builder, Example, IGNORED, Marks, Packer, TokenStore};
 use ernie_data::tokenizer::{Tokenizer, TrainOptions, train_bpe};
 use proptest::prelude::*;
@@ -49,7 +49,7 @@ fn the_assistants_words_are_learned_with_what_ends_them() {
     // This tokenizer joins the blank before an answer with the answer, so a later prompt does not begin with the tokens of the
     // turn before: each turn is an example, as it will be asked for.
     let ernie = ChatTemplate::default_ernie();
-    let examples = chat().examples(&ernie, &tokenizer).unwrap();
+    let examples = chat().examples(&ernie, &tokenizer, 1000).unwrap();
     let all: Vec<_> = examples.iter().flat_map(|example| learned(&tokenizer, example)).collect();
     assert_eq!(all, ["no<|end_of_sentence|>", "yes and no<|end_of_sentence|>"]);
     assert_eq!(examples.iter().map(|e| e.text_bytes).sum::<u64>(), 2 + 10 + 2 * "<|end_of_sentence|>".len() as u64);
@@ -59,13 +59,24 @@ fn the_assistants_words_are_learned_with_what_ends_them() {
     }
 
     let chatml = ChatTemplate::from_source(CHATML).unwrap();
-    let examples = chat().examples(&chatml, &tokenizer).unwrap();
+    let examples = chat().examples(&chatml, &tokenizer, 1000).unwrap();
     assert_eq!(examples.len(), 1);
     assert_eq!(learned(&tokenizer, &examples[0]), ["no<|im_end|>\n", "yes and no<|im_end|>\n"]);
 
     let mut some = chat();
     some.trained[2] = false;
-    assert_eq!(learned(&tokenizer, &some.examples(&chatml, &tokenizer).unwrap()[0]), ["yes and no<|im_end|>\n"]);
+    assert_eq!(learned(&tokenizer, &some.examples(&chatml, &tokenizer, 1000).unwrap()[0]), ["yes and no<|im_end|>\n"]);
+}
+
+#[test]
+fn a_conversation_without_end_ends() {
+    let tokenizer = tokenizer();
+    let turns = (0..200_000).flat_map(|_| [Message::user("yes?"), Message::assistant("no")]).collect();
+    let endless = Conversation::new(turns);
+    for template in [ChatTemplate::from_source(CHATML).unwrap(), ChatTemplate::default_ernie()] {
+        let examples = endless.examples(&template, &tokenizer, 300).unwrap();
+        assert!(examples.iter().filter(|example| example.ids.len() > 300).count() == 1 && examples.len() < 100);
+    }
 }
 
 #[test]
@@ -76,13 +87,24 @@ fn a_template_that_rewrites_earlier_turns_gives_an_example_a_turn() {
         chat.messages[turn].reasoning = Some("asks".into());
     }
     let template = ChatTemplate::from_source(FORGETFUL).unwrap();
-    let examples = chat.examples(&template, &tokenizer).unwrap();
+    let examples = chat.examples(&template, &tokenizer, 1000).unwrap();
     let learned: Vec<_> = examples.iter().map(|example| learned(&tokenizer, example)).collect();
     assert_eq!(learned, [["(asks)no</s>"], ["(asks)yes and no</s>"]]);
     // A prompt that the turn does not go on from leaves nothing to learn from.
     let odd = ChatTemplate::from_source("{{ messages | length }}{% if add_generation_prompt %}?{% endif %}").unwrap();
-    let error = chat.examples(&odd, &tokenizer).unwrap_err().to_string();
+    let error = chat.examples(&odd, &tokenizer, 1000).unwrap_err().to_string();
     assert!(error.contains("turn 3") && error.contains("prompt"), "{error}");
+}
+
+#[test]
+fn a_completion_is_learned_as_it_stands() {
+    let tokenizer = tokenizer();
+    let lesson = Lesson::parse(r#"{"prompt": "yes or <s>no? Answer:", "completion": " yes"}"#).unwrap();
+    let examples = lesson.examples(&ChatTemplate::default_ernie(), &tokenizer, 1000).unwrap();
+    assert_eq!(learned(&tokenizer, &examples[0]), [" yes</s>"]);
+    assert_eq!(tokenizer.decode(&examples[0].ids), "</s>yes or <s>no? Answer: yes</s>");
+    // A mark in the data is text, and no mark.
+    assert!(!examples[0].ids.contains(&1), "{:?}", examples[0].ids);
 }
 
 fn store(examples: &[Example], seq_len: usize) -> (TokenStore, Vec<String>) {

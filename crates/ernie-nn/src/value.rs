@@ -165,6 +165,11 @@ impl Value {
         self.node.is_some()
     }
 
+    /// Whether this is a parameter itself.
+    pub(crate) fn is_leaf(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| matches!(node.kind, Kind::Leaf(_)))
+    }
+
     /// A copy of the numbers, row-major.
     pub fn to_vec(&self) -> Result<Vec<f32>> {
         Ok(self.view()?.floats().to_vec())

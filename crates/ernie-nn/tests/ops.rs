@@ -249,6 +249,15 @@ fn gradients_meet_where_a_value_is_used_twice() -> Outcome {
 }
 
 #[test]
+fn parameters_do_not_share_a_gradient() -> Outcome {
+    let (a, b) = (Parameter::new("a", tensor(&[2, 2], 1)), Parameter::new("b", tensor(&[2, 2], 2)));
+    ops::sum(&ops::add(&a.value(), &b.value())?)?.backward()?;
+    ops::sum(&a.value())?.backward()?;
+    assert_eq!((a.grad_vec()?, b.grad_vec()?), (vec![2.0; 4], vec![1.0; 4]));
+    Ok(())
+}
+
+#[test]
 fn no_grad_records_nothing_and_a_graph_is_walked_once() -> Outcome {
     let p = Parameter::new("p", tensor(&[2, 2], 22));
     assert!(!ernie_nn::no_grad(|| p.value()).is_recorded());

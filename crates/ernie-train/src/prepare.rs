@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use ernie_data::chat::ChatTemplate;
-use ernie_data::conversation::Conversation;
+use ernie_data::conversation::Lesson;
 use ernie_data::loader::MEMORY_BYTES;
 use ernie_data::packing::Example;
 use ernie_data::source::{Source, SourceConfig};
@@ -217,8 +217,11 @@ fn train_tokenizer(data: &Data, vocab_size: usize) -> Result<Tokenizer> {
 /// The path of a MODEL: itself, the newest checkpoint of a run folder, or what the caller finds for the name.
 fn model_path(key: &str, name: &str, options: &Options<'_>) -> Result<PathBuf> {
     let path = PathBuf::from(name);
-    if path.exists() {
+    if path.is_dir() {
         return Ok(checkpoint::newest(&path)?.map_or(path, |(_, newest)| newest));
+    }
+    if path.exists() {
+        return Ok(path);
     }
     (options.resolve)(name).ok_or_else(|| Error::Recipe {
         path: "recipe".into(),
@@ -246,8 +249,7 @@ fn data(recipe: &Recipe, tokenizer: &Tokenizer, out: &Path) -> Result<(Loader, O
     };
     let template = ChatTemplate::for_tokenizer(tokenizer)?;
     let examine = |line: &str| -> std::result::Result<Vec<Example>, String> {
-        let conversation = Conversation::parse(line)?;
-        conversation.examples(&template, tokenizer).map_err(|error| error.to_string())
+        Lesson::parse(line)?.examples(&template, tokenizer, recipe.batch.seq_len).map_err(|error| error.to_string())
     };
     let supervised = recipe.objective.kind == ObjectiveKind::Sft;
     let (seq_len, rows) = (recipe.batch.seq_len, recipe.batch.rows);

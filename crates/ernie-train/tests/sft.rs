@@ -49,7 +49,9 @@ fn room(chats: &str) -> Room {
 #[test]
 fn answers_are_learned_and_questions_are_not() {
     let room = room(CHATS);
-    let mut trainer = room.trainer("sft", "tuned", false, &[]).unwrap();
+    // A tokenizer may be named by its file.
+    let file = format!("data.tokenizer=\"{}\"", room.path("base/checkpoint-1/tokenizer.json").display());
+    let mut trainer = room.trainer("sft", "tuned", false, &[&file]).unwrap();
     assert!(trainer.decoder().config().vocab_size > 0);
     let finished = trainer.run(&mut [], &std::sync::atomic::AtomicBool::new(false)).unwrap();
     let metrics = read_metrics(&room.path("tuned")).unwrap();

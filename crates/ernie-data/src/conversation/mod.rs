@@ -1,8 +1,8 @@
 //! Conversations to learn from: what the files of the field call them, and which of their tokens an assistant is to write.
 //!
-//! A line of JSON is one of five shapes, told apart by their keys ([`Conversation::parse`]); the chat template makes one text of it
-//! ([`Conversation::examples`]), exactly as it would of a prompt, so that what is learned is what will be asked for. A turn of the assistant is what
-//! stands between the end of that prompt and the end of the turn, its end mark included.
+//! A line of JSON is one of six shapes, told apart by their keys ([`Lesson::parse`]). The chat template makes one text of a conversation, exactly
+//! as it would of a prompt, so that what is learned is what will be asked for: a turn of the assistant is what stands between the end of that prompt and the end
+//! of the turn, its end mark included. A prompt with its completion is text as it stands, without a template.
 
 mod shapes;
 
@@ -10,6 +10,51 @@ use crate::chat::{ChatTemplate, Message, Prompt};
 use crate::packing::Example;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
+
+/// A line to learn from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Lesson {
+    /// Turns, to be put through a chat template.
+    Chat(Conversation),
+    /// Text that goes on, and what it goes on with.
+    Completion {
+        /// Read.
+        prompt: String,
+        /// Learned, with the end of the text after it.
+        completion: String,
+    },
+}
+
+impl Lesson {
+    /// Reads a line of JSON: `messages` (OpenAI), `conversations` (ShareGPT), `instruction` with `output` (Alpaca) or `response` (Dolly), `src`
+    /// and `tgt` (ERNIE), or `prompt` with `completion` (TRL), which is text without a template.
+    ///
+    /// # Errors
+    /// What is wrong with the line, and what was expected.
+    pub fn parse(line: &str) -> std::result::Result<Self, String> {
+        shapes::parse(line)
+    }
+
+    /// The lesson as tokens; see [`Conversation::examples`], which `most` is for.
+    ///
+    /// # Errors
+    /// As there; [`Error::Tokenizer`] for a completion where no token ends a text.
+    pub fn examples(&self, template: &ChatTemplate, tokenizer: &Tokenizer, most: usize) -> Result<Vec<Example>> {
+        let (prompt, completion) = match self {
+            Self::Chat(conversation) => return conversation.examples(template, tokenizer, most),
+            Self::Completion { prompt, completion } => (prompt, completion),
+        };
+        let eos = tokenizer.eos().ok_or_else(|| Error::Tokenizer {
+            at: "the tokenizer".into(),
+            what: "no token ends a text, expected one to follow a completion".into(),
+        })?;
+        // Before the first token of a text stands what ended the one before, as in pre-training.
+        let asked = [vec![eos], tokenizer.encode(prompt)?].concat();
+        let answered = [tokenizer.encode(completion)?, vec![eos]].concat();
+        let trained = (0..asked.len() + answered.len()).map(|i| i >= asked.len()).collect();
+        Ok(vec![Example { ids: [asked, answered].concat(), trained, text_bytes: completion.len() as u64 }])
+    }
+}
 
 /// A conversation, and which of its turns are learned.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,21 +74,13 @@ impl Conversation {
         Self { messages, tools: Vec::new(), trained }
     }
 
-    /// Reads a line of JSON: `messages` (OpenAI), `conversations` (ShareGPT), `instruction` with `output` (Alpaca) or `response` (Dolly), `src`
-    /// and `tgt` (ERNIE).
-    ///
-    /// # Errors
-    /// What is wrong with the line, and what was expected.
-    pub fn parse(line: &str) -> std::result::Result<Self, String> {
-        shapes::parse(line)
-    }
-
     /// The conversation as tokens. One example, where the next prompt begins with the tokens of the turns before; one for each turn that is learned, where
-    /// it does not: where the template rewrites earlier turns (drops their reasoning, say), or the tokenizer joins what stood apart.
+    /// it does not: where the template rewrites earlier turns (drops their reasoning, say), or the tokenizer joins what stood apart. Turns after an example
+    /// longer than `most` tokens are left out: nobody takes so long a one, and a conversation without end would take time without end.
     ///
     /// # Errors
     /// [`Error::Template`] if the template does not take the conversation, or a turn of the assistant does not go on from its prompt.
-    pub fn examples(&self, template: &ChatTemplate, tokenizer: &Tokenizer) -> Result<Vec<Example>> {
+    pub fn examples(&self, template: &ChatTemplate, tokenizer: &Tokenizer, most: usize) -> Result<Vec<Example>> {
         let render = |turns: usize, ask: bool| {
             let messages = &self.messages[..turns];
             let prompt = Prompt { tools: &self.tools, add_generation_prompt: ask, ..Prompt::new(messages) };
@@ -51,6 +88,9 @@ impl Conversation {
         };
         let mut examples: Vec<Example> = Vec::new();
         for turn in (0..self.messages.len()).filter(|&turn| self.trained[turn]) {
+            if examples.last().is_some_and(|last| last.ids.len() > most) {
+                break;
+            }
             let (prompt, whole) = (render(turn, true)?, render(turn + 1, false)?);
             if !whole.text().starts_with(prompt.text()) {
                 return Err(Error::Template(format!(

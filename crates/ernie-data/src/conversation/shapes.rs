@@ -1,9 +1,9 @@
-//! The shapes that conversations come in.
+//! The shapes that lessons come in.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Conversation;
+use super::{Conversation, Lesson};
 use crate::chat::{Message, ROLES, ToolCall};
 
 type Result<T> = std::result::Result<T, String>;
@@ -25,6 +25,8 @@ struct Line {
     label: Option<Vec<u8>>,
     system: Option<String>,
     tools: Option<Value>,
+    prompt: Option<String>,
+    completion: Option<String>,
 }
 
 /// A turn as OpenAI writes it.
@@ -97,8 +99,8 @@ impl OneOrMany {
     }
 }
 
-/// See [`Conversation::parse`].
-pub(super) fn parse(line: &str) -> Result<Conversation> {
+/// See [`Lesson::parse`].
+pub(super) fn parse(line: &str) -> Result<Lesson> {
     if line.trim_start().starts_with('[') {
         return Err("a JSON array; expected one object a line (`jq -c '.[]'` makes it so)".into());
     }
@@ -126,10 +128,14 @@ pub(super) fn parse(line: &str) -> Result<Conversation> {
         from_alpaca(instruction, line.input.or(line.context), answer, line.history.unwrap_or_default())
     } else if let (Some(src), Some(tgt)) = (line.src, line.tgt) {
         from_ernie(src.all(), tgt.all(), line.label)?
+    } else if let (Some(prompt), Some(completion)) = (line.prompt, line.completion) {
+        return Ok(Lesson::Completion { prompt, completion });
     } else {
-        return Err("no conversation in it; expected `messages`, `conversations`, `instruction` with `output` or \
-                    `response`, or `src` with `tgt`"
-            .into());
+        return Err(
+            "nothing to learn from in it; expected `messages`, `conversations`, `instruction` with `output` or \
+                    `response`, `src` with `tgt`, or `prompt` with `completion`"
+                .into(),
+        );
     };
     if let Some(text) = system {
         conversation.messages.insert(0, Message::system(text));
@@ -139,7 +145,7 @@ pub(super) fn parse(line: &str) -> Result<Conversation> {
     if conversation.messages.iter().all(|message| message.role != "assistant") {
         return Err("no turn of the assistant: there is nothing to learn".into());
     }
-    Ok(conversation)
+    Ok(Lesson::Chat(conversation))
 }
 
 fn from_messages(turns: Vec<Turn>) -> Result<Conversation> {
@@ -237,8 +243,21 @@ fn from_ernie(src: Vec<String>, tgt: Vec<String>, label: Option<Vec<u8>>) -> Res
 mod tests {
     use super::*;
 
+    fn chat(line: &str) -> Conversation {
+        match parse(line) {
+            Ok(Lesson::Chat(conversation)) => conversation,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_prompt_and_its_completion_are_text() {
+        let lesson = Lesson::Completion { prompt: "a".into(), completion: " b".into() };
+        assert_eq!(parse(r#"{"prompt": "a", "completion": " b"}"#), Ok(lesson));
+    }
+
     fn turns(line: &str) -> Vec<(String, String, bool)> {
-        let Conversation { messages, trained, .. } = parse(line).unwrap();
+        let Conversation { messages, trained, .. } = chat(line);
         messages.into_iter().zip(trained).map(|(m, t)| (m.role, m.content, t)).collect()
     }
 
@@ -282,7 +301,7 @@ mod tests {
     fn calls_and_tools_are_kept() {
         let line = r#"{"tools": "[{\"type\": \"function\"}]", "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": null,
             "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]}, {"role": "tool", "tool_call_id": "1", "content": "2"}]}"#;
-        let conversation = parse(line).unwrap();
+        let conversation = chat(line);
         assert_eq!(conversation.tools.len(), 1);
         assert_eq!(conversation.messages[1].tool_calls[0].arguments, r#"{"x":1}"#);
         assert_eq!(conversation.messages[2].tool_call_id.as_deref(), Some("1"));

@@ -10,9 +10,15 @@ use crate::{Result, Value, Width};
 /// `a + b`, of one shape; in 32 bits where one of them is.
 pub fn add(a: &Value, b: &Value) -> Result<Value> {
     ensure(a.shape() == b.shape(), "add", || format!("{:?} and {:?}", a.shape(), b.shape()))?;
-    Ok(Value::from_op(slice::sum(a.tensor(), b.tensor())?, &[a, b], |gradient| {
-        Ok(vec![Some(gradient.clone()), Some(gradient.clone())])
+    let leaves = [a.is_leaf(), b.is_leaf()];
+    Ok(Value::from_op(slice::sum(a.tensor(), b.tensor())?, &[a, b], move |gradient| {
+        leaves.iter().map(|&leaf| Ok(Some(passed_on(gradient, leaf)?))).collect()
     }))
+}
+
+/// A gradient as it came. A leaf keeps it and adds to it where it lies, so it gets one of its own.
+fn passed_on(gradient: &Tensor, leaf: bool) -> Result<Tensor> {
+    Ok(if leaf { gradient.copy()? } else { gradient.clone() })
 }
 
 /// Adds `row: [n]` to each row of `x: [T, n]`.
@@ -26,13 +32,13 @@ pub fn add_row(x: &Value, row: &Value) -> Result<Value> {
         Width::F32 => FloatVec::F32(sum),
         width => Floats::F32(&sum).to_width(width),
     };
-    let sum = from_floats(sum, x.shape())?;
+    let (sum, leaf) = (from_floats(sum, x.shape())?, x.is_leaf());
     Ok(Value::from_op(sum, &[x, row], move |gradient| {
         let mut total = vec![0.0; n];
         for line in Slice::of(&wide(gradient)?)?.chunks_exact(n.max(1)) {
             total.iter_mut().zip(line).for_each(|(total, share)| *total += share);
         }
-        Ok(vec![Some(gradient.clone()), Some(tensor(total, &[n])?)])
+        Ok(vec![Some(passed_on(gradient, leaf)?), Some(tensor(total, &[n])?)])
     }))
 }
 
