@@ -186,14 +186,8 @@ impl Product<'_> {
         if threads == 1 || work <= SERIAL {
             return (self.m, self.n.next_multiple_of(WIDTH));
         }
-        let tasks = threads
-            * if work > 1 << 30 {
-                4
-            } else if work > 1 << 26 {
-                2
-            } else {
-                1
-            };
+        // More tasks than threads even out what threads are kept from; each packs anew what its neighbours pack.
+        let tasks = if work > 1 << 30 { 2 * threads } else { threads };
         let panels = self.n.div_ceil(2 * WIDTH);
         // What each cut costs: packing the other side anew. Turning takes about twice as long.
         let cost = |down: usize| {
