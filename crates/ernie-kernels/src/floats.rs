@@ -1,6 +1,6 @@
 //! Slices of floats in one of two widths: 32 bits, or bfloat16 where a step of training may round what it keeps.
 //!
-//! Arithmetic is in 32 bits for both. A kernel takes its numbers a piece at a time ([`Floats::read`]), which is the slice itself or
+//! Arithmetic is in 32 bits for both. A kernel takes its numbers a piece at a time, which is the slice itself or
 //! a widened copy in the first-level cache, and gives them back the same way.
 
 use std::ops::Range;
