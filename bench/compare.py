@@ -99,7 +99,7 @@ TRAIN = {"dense": ("preset:bench-dense-28m", 8), "moe": ("preset:bench-moe-22m",
 
 
 def ernie_train(shape, what):
-    """Training steps: tokens a second, or bytes of memory at the peak."""
+    """Training steps: tokens a second, or MiB at the peak."""
     model, rows = TRAIN[shape]
     answer = json.loads(output([args.ernie, "bench", model, "--train", "--compute", "bf16", "--batch", rows, "--seq", 512,
                                 "--steps", 3, "--threads", THREADS, "--json", "--quiet"]))

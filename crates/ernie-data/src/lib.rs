@@ -22,5 +22,5 @@ pub mod source;
 pub mod tokenizer;
 
 pub use error::{Error, ErrorKind, Result};
-pub use loader::{HeldOut, Loader, LoaderConfig, LoaderState};
+pub use loader::{HeldOut, Loader, LoaderConfig, LoaderState, Reading};
 pub use packing::{Batch, Marks};

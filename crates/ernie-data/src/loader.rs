@@ -10,24 +10,24 @@
 //!
 //! ```
 //! use ernie_data::source::SourceConfig;
-//! use ernie_data::{HeldOut, Loader, LoaderConfig, Marks};
+//! use ernie_data::{HeldOut, Loader, LoaderConfig, Marks, Reading};
 //!
 //! # fn main() -> ernie_data::Result<()> {
 //! let bytes = |text: &str| text.bytes().map(u32::from).collect();
 //! let marks = Marks::eos(256);
 //! let config = LoaderConfig::new(&["bundled:train"], ".");
-//! let mut loader = Loader::open(&config, &bytes, marks, 128, 4, 42)?;
+//! let mut loader = Loader::open(&config, Reading::Text(&bytes), marks, 128, 4, 42)?;
 //! let batch = loader.next()?;
 //! assert_eq!((batch.ids.len(), batch.lengths.iter().sum::<usize>()), (512, 512));
 //!
 //! let saved = loader.state();
 //! let next = loader.next()?;
-//! let mut resumed = Loader::open(&config, &bytes, marks, 128, 4, 42)?;
+//! let mut resumed = Loader::open(&config, Reading::Text(&bytes), marks, 128, 4, 42)?;
 //! resumed.restore(&saved)?;
 //! assert_eq!(resumed.next()?, next);
 //!
 //! let source = SourceConfig::new(&["bundled:held_out"]);
-//! let mut held_out = HeldOut::open(&source, ".", &bytes, marks, 128, 4, 10_000)?;
+//! let mut held_out = HeldOut::open(&source, ".", Reading::Text(&bytes), marks, 128, 4, 10_000)?;
 //! while let Some(batch) = held_out.next()? {
 //!     assert!(batch.rows <= 4);
 //! }
@@ -45,17 +45,13 @@ use crate::sampler::{self, Sampler, SamplerKind, SamplerState};
 use crate::source::{FileMark, Format, Source, SourceConfig};
 use crate::{Error, Result};
 
-/// Text to ids, without marks.
-pub type Encode<'a> = &'a dyn Fn(&str) -> Vec<u32>;
-
-/// A line of JSON to examples; an error says what is wrong with the line.
-pub type Examine<'a> = &'a dyn Fn(&str) -> std::result::Result<Vec<Example>, String>;
-
 /// How records become tokens.
 #[derive(Clone, Copy)]
-enum Reading<'a> {
-    Text(Encode<'a>),
-    Examples(Examine<'a>),
+pub enum Reading<'a> {
+    /// Text to ids, without marks.
+    Text(&'a dyn Fn(&str) -> Vec<u32>),
+    /// A line of a JSONL file to examples, each of which stays whole in a row; an error says what is wrong with the line.
+    Examples(&'a dyn Fn(&str) -> std::result::Result<Vec<Example>, String>),
 }
 
 impl Reading<'_> {
@@ -148,32 +144,6 @@ impl Loader {
     /// # Errors
     /// Input errors name the file and line, or the setting, at fault; [`Error::Io`] when a file cannot be read.
     pub fn open(
-        config: &LoaderConfig,
-        encode: Encode<'_>,
-        marks: Marks,
-        seq_len: usize,
-        rows: usize,
-        seed: u64,
-    ) -> Result<Self> {
-        Self::read(config, Reading::Text(encode), marks, seq_len, rows, seed)
-    }
-
-    /// As [`Self::open`], of JSONL files whose lines become examples, each of which stays whole in a row.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn open_examples(
-        config: &LoaderConfig,
-        examine: Examine<'_>,
-        marks: Marks,
-        seq_len: usize,
-        rows: usize,
-        seed: u64,
-    ) -> Result<Self> {
-        Self::read(config, Reading::Examples(examine), marks, seq_len, rows, seed)
-    }
-
-    fn read(
         config: &LoaderConfig,
         reading: Reading<'_>,
         marks: Marks,
@@ -362,34 +332,6 @@ impl HeldOut {
     pub fn open(
         source: &SourceConfig,
         base_dir: impl Into<PathBuf>,
-        encode: Encode<'_>,
-        marks: Marks,
-        seq_len: usize,
-        rows: usize,
-        max_bytes: u64,
-    ) -> Result<Self> {
-        Self::read(source, base_dir.into(), Reading::Text(encode), marks, seq_len, rows, max_bytes)
-    }
-
-    /// As [`Self::open`], of JSONL files whose lines become examples.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn open_examples(
-        source: &SourceConfig,
-        base_dir: impl Into<PathBuf>,
-        examine: Examine<'_>,
-        marks: Marks,
-        seq_len: usize,
-        rows: usize,
-        max_bytes: u64,
-    ) -> Result<Self> {
-        Self::read(source, base_dir.into(), Reading::Examples(examine), marks, seq_len, rows, max_bytes)
-    }
-
-    fn read(
-        source: &SourceConfig,
-        base_dir: PathBuf,
         reading: Reading<'_>,
         marks: Marks,
         seq_len: usize,
@@ -397,7 +339,7 @@ impl HeldOut {
         max_bytes: u64,
     ) -> Result<Self> {
         check_rows(rows)?;
-        let mut source = Source::open(&reading.of(source), &base_dir)?;
+        let mut source = Source::open(&reading.of(source), &base_dir.into())?;
         let builder = Builder::new(seq_len, marks, MEMORY_BYTES, None)?;
         let mut notes = Vec::new();
         let store = fill(&mut source, reading, builder, max_bytes, &mut notes)?;

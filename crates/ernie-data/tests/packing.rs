@@ -6,7 +6,7 @@ use ernie_data::loader::MEMORY_BYTES;
 use ernie_data::packing::{Builder, IGNORED, TokenStore};
 use ernie_data::sampler::SamplerKind;
 use ernie_data::source::{Documents, SourceConfig};
-use ernie_data::{Batch, ErrorKind, HeldOut, Loader, LoaderConfig, LoaderState, Marks};
+use ernie_data::{Batch, ErrorKind, HeldOut, Loader, LoaderConfig, LoaderState, Marks, Reading};
 use proptest::prelude::*;
 
 mod common;
@@ -103,7 +103,7 @@ proptest! {
             let source = SourceConfig { documents: Documents::Line, ..SourceConfig::new(&[&name]) };
             config.sources.push((source, 1.0 + i as f64));
         }
-        let open = || Loader::open(&config, &bytes_to_ids, MARKS, seq_len, rows, seed).unwrap();
+        let open = || Loader::open(&config, Reading::Text(&bytes_to_ids), MARKS, seq_len, rows, seed).unwrap();
         let mut whole = open();
         for _ in 0..stop {
             whole.next().unwrap();
@@ -128,7 +128,7 @@ fn write(dir: &tempfile::TempDir, name: &str, text: &str) {
 fn open(dir: &tempfile::TempDir, seq_len: usize, rows: usize) -> ernie_data::Result<Loader> {
     let mut config = LoaderConfig::new(&["*.txt"], dir.path());
     config.sources[0].0.documents = Documents::Line;
-    Loader::open(&config, &bytes_to_ids, MARKS, seq_len, rows, 7)
+    Loader::open(&config, Reading::Text(&bytes_to_ids), MARKS, seq_len, rows, 7)
 }
 
 #[test]
@@ -180,15 +180,15 @@ fn empty_data_and_bad_settings_are_input_errors() {
     fails(open(&dir, 8, 0), "batch rows");
     let mut config = LoaderConfig::new(&["*.txt"], dir.path());
     config.sampler = SamplerKind::Priority;
-    fails(Loader::open(&config, &bytes_to_ids, MARKS, 8, 1, 0), "not built yet");
+    fails(Loader::open(&config, Reading::Text(&bytes_to_ids), MARKS, 8, 1, 0), "not built yet");
     let mut config = LoaderConfig::new(&["*.txt"], dir.path());
     config.memory_bytes = 8;
-    fails(Loader::open(&config, &bytes_to_ids, MARKS, 8, 1, 0), "data.memory_bytes");
+    fails(Loader::open(&config, Reading::Text(&bytes_to_ids), MARKS, 8, 1, 0), "data.memory_bytes");
     config.spill_dir = Some(dir.path().to_owned());
-    assert!(Loader::open(&config, &bytes_to_ids, MARKS, 8, 1, 0).is_ok());
+    assert!(Loader::open(&config, Reading::Text(&bytes_to_ids), MARKS, 8, 1, 0).is_ok());
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "the spill file has no name to leave behind");
     config.spill_dir = Some(dir.path().join("missing"));
-    let error = Loader::open(&config, &bytes_to_ids, MARKS, 8, 1, 0).err().unwrap();
+    let error = Loader::open(&config, Reading::Text(&bytes_to_ids), MARKS, 8, 1, 0).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Environment, "{error}");
 }
 
@@ -213,8 +213,8 @@ fn other_data_under_a_resume_is_an_error_that_says_what_changed() {
     let other_ids = |text: &str| text.chars().map(|c| c as u32 + 20).collect::<Vec<_>>();
     let mut config = LoaderConfig::new(&["*.txt"], dir.path());
     config.sources[0].0.documents = Documents::Line;
-    fails(Loader::open(&config, &other_ids, MARKS, 4, 2, 7), &state, "the tokenizer changed");
-    fails(Loader::open(&config, &bytes_to_ids, MARKS, 4, 2, 8), &state, "the data seed was 7");
+    fails(Loader::open(&config, Reading::Text(&other_ids), MARKS, 4, 2, 7), &state, "the tokenizer changed");
+    fails(Loader::open(&config, Reading::Text(&bytes_to_ids), MARKS, 4, 2, 8), &state, "the data seed was 7");
     let mut bent = state.clone();
     bent.samplers[0].index = 99;
     fails(open(&dir, 4, 2), &bent, "row 99");
@@ -239,7 +239,7 @@ fn held_out_text_is_covered_to_the_byte() {
     write(&dir, "a.txt", text);
     for documents in [Documents::File, Documents::Line] {
         let source = SourceConfig { documents, ..SourceConfig::new(&["a.txt"]) };
-        let open = |max| HeldOut::open(&source, dir.path(), &bytes_to_ids, MARKS, 5, 2, max).unwrap();
+        let open = |max| HeldOut::open(&source, dir.path(), Reading::Text(&bytes_to_ids), MARKS, 5, 2, max).unwrap();
         let mut pass = open(MEMORY_BYTES);
         assert_eq!(pass.text_bytes(), text.len() as u64, "{documents:?}");
         for _ in 0..2 {
@@ -277,10 +277,17 @@ fn a_document_cut_off_has_no_end_to_predict() {
 #[test]
 fn the_bundled_corpus_loads() {
     let train = LoaderConfig::new(&["bundled:train"], ".");
-    let mut loader = Loader::open(&train, &bytes_to_ids, Marks::eos(0), 128, 4, 1).unwrap();
-    let held_out =
-        HeldOut::open(&SourceConfig::new(&["bundled:held_out"]), ".", &bytes_to_ids, Marks::eos(0), 128, 4, u64::MAX)
-            .unwrap();
+    let mut loader = Loader::open(&train, Reading::Text(&bytes_to_ids), Marks::eos(0), 128, 4, 1).unwrap();
+    let held_out = HeldOut::open(
+        &SourceConfig::new(&["bundled:held_out"]),
+        ".",
+        Reading::Text(&bytes_to_ids),
+        Marks::eos(0),
+        128,
+        4,
+        u64::MAX,
+    )
+    .unwrap();
     assert_eq!(loader.text_bytes() + held_out.text_bytes(), 1_483_686);
     assert_eq!((loader.documents(), held_out.documents()), (1, 1));
     assert_eq!(loader.next().unwrap().ids.len(), 512);

@@ -72,8 +72,7 @@ pub fn add<'a>(a: impl Into<Floats<'a>>, b: impl Into<Floats<'a>>, c: impl Into<
     let (isa, c) = (Isa::current(), SharedFloats::new(c));
     pool::ranges(a.len(), GRAIN, |range| {
         pool::scratch(3 * PIECE, |scratch| {
-            let (first, rest) = scratch.split_at_mut(PIECE);
-            let (second, third) = rest.split_at_mut(PIECE);
+            let [first, second, third] = floats::buffers(scratch);
             for range in floats::cut(range) {
                 let (a, b) = (a.read(isa, range.clone(), first), b.read(isa, range.clone(), second));
                 // SAFETY: the ranges do not overlap.

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::elementwise::scale_slice;
 use crate::floats::{Floats, FloatsMut, SharedFloats};
 use crate::level::Isa;
 use crate::pool::{self, grain_rows};
@@ -77,14 +78,6 @@ kernel! {
     fn scaled(y: &mut [f32], x: &[f32], w: f32) {
         for (y, &x) in y.iter_mut().zip(x) {
             *y = w * x;
-        }
-    }
-}
-
-kernel! {
-    fn times(y: &mut [f32], w: f32) {
-        for y in y {
-            *y *= w;
         }
     }
 }
@@ -188,8 +181,8 @@ pub fn weigh(
             let (d_inner, inner) = (&mut d_inner[i * within..][..within], &inner[(row + i) * within..][..within]);
             let weight = weights[pairs[row + i] as usize];
             *dot_of = dot(isa, d_inner, inner);
-            times(isa, d_inner, weight);
-            times(isa, &mut d_out[i * width..][..width], weight);
+            scale_slice(isa, d_inner, weight);
+            scale_slice(isa, &mut d_out[i * width..][..width], weight);
         }
     });
     for (&pair, dot) in pairs.iter().zip(dots) {

@@ -352,6 +352,12 @@ fn narrow_slice(isa: Isa, x: &[f32], y: &mut [bf16]) {
     narrow_bits(isa, x, y);
 }
 
+/// Scratch of whole pieces, in pieces.
+pub(crate) fn buffers<const N: usize>(scratch: &mut [f32]) -> [&mut [f32]; N] {
+    let mut pieces = scratch.chunks_exact_mut(PIECE);
+    std::array::from_fn(|_| pieces.next().unwrap_or_default())
+}
+
 /// Cuts `range` into consecutive pieces of at most [`PIECE`].
 pub(crate) fn cut(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;

@@ -35,7 +35,7 @@ pub fn forward<'a>(gate: impl Into<Floats<'a>>, up: impl Into<Floats<'a>>, y: im
     let (isa, n, y) = (Isa::current(), y.len(), SharedFloats::new(y));
     pool::ranges(n, GRAIN, |range| {
         pool::scratch(3 * PIECE, |scratch| {
-            let [a, b, c] = buffers(scratch);
+            let [a, b, c] = floats::buffers(scratch);
             for range in floats::cut(range) {
                 let (gate, up) = (gate.read(isa, range.clone(), a), up.read(isa, range.clone(), b));
                 // SAFETY: the ranges do not overlap.
@@ -43,12 +43,6 @@ pub fn forward<'a>(gate: impl Into<Floats<'a>>, up: impl Into<Floats<'a>>, y: im
             }
         });
     });
-}
-
-/// Pieces of scratch.
-fn buffers<const N: usize>(scratch: &mut [f32]) -> [&mut [f32]; N] {
-    let mut pieces = scratch.chunks_exact_mut(PIECE);
-    std::array::from_fn(|_| pieces.next().unwrap_or_default())
 }
 
 kernel! {
@@ -86,7 +80,7 @@ pub fn backward<'a>(
     let (isa, d_gate, d_up) = (Isa::current(), SharedFloats::new(d_gate), SharedFloats::new(d_up));
     pool::ranges(n, GRAIN, |range| {
         pool::scratch(5 * PIECE, |scratch| {
-            let [a, b, c, d, e] = buffers(scratch);
+            let [a, b, c, d, e] = floats::buffers(scratch);
             for range in floats::cut(range) {
                 let of = |floats: Floats<'a>, buffer| floats.read(isa, range.clone(), buffer);
                 let (gate, up, dy) = (of(gate, a), of(up, b), of(dy, c));

@@ -7,46 +7,9 @@ use ernie_kernels::floats::{FloatVec, Floats, Width};
 
 use crate::{Error, Result};
 
-/// A contiguous f32 CPU tensor, borrowed as a slice for as long as this guard lives.
-pub(crate) struct Slice<'a> {
-    /// candle's read lock; which lock that is, is candle's own affair.
-    storage: Box<dyn Deref<Target = Storage> + 'a>,
-    start: usize,
-    end: usize,
-}
-
-impl<'a> Slice<'a> {
-    /// Borrows `tensor`.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if it is not f32, not contiguous or not on the CPU.
-    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
-        let (storage, layout) = tensor.storage_and_layout();
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            return Err(Error::shape("slice", format!("{:?} is not contiguous", layout.shape())));
-        };
-        match &*storage {
-            Storage::Cpu(CpuStorage::F32(_)) => {}
-            _ => return Err(Error::shape("slice", "expected an f32 tensor on the CPU")),
-        }
-        Ok(Self { storage: Box::new(storage), start, end })
-    }
-}
-
-impl Deref for Slice<'_> {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        match &**self.storage {
-            Storage::Cpu(CpuStorage::F32(data)) => &data[self.start..self.end],
-            // `of` has looked; the guard keeps the storage from changing its kind.
-            _ => &[],
-        }
-    }
-}
-
 /// A contiguous CPU tensor of f32 or bf16, borrowed for as long as this guard lives.
 pub(crate) struct View<'a> {
+    /// candle's read lock; which lock that is, is candle's own affair.
     storage: Box<dyn Deref<Target = Storage> + 'a>,
     start: usize,
     end: usize,
@@ -76,6 +39,35 @@ impl<'a> View<'a> {
             Storage::Cpu(CpuStorage::BF16(data)) => Floats::Bf16(&data[self.start..self.end]),
             // `of` has looked; the guard keeps the storage from changing its kind.
             _ => Floats::F32(&[]),
+        }
+    }
+}
+
+/// A contiguous f32 CPU tensor, borrowed as a slice for as long as this guard lives.
+pub(crate) struct Slice<'a>(View<'a>);
+
+impl<'a> Slice<'a> {
+    /// Borrows `tensor`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it is not f32, not contiguous or not on the CPU.
+    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
+        let view = View::of(tensor)?;
+        match view.floats().width() {
+            Width::F32 => Ok(Self(view)),
+            Width::Bf16 => Err(Error::shape("slice", "expected an f32 tensor on the CPU")),
+        }
+    }
+}
+
+impl Deref for Slice<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self.0.floats() {
+            Floats::F32(data) => data,
+            // `of` has looked.
+            Floats::Bf16(_) => &[],
         }
     }
 }

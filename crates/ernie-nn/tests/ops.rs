@@ -1,22 +1,13 @@
 //! Every op against its plain twin: the result, and the gradient of every input as candle differentiates it.
 
+mod common;
+
 use candle_core::{Device, Tensor, Var};
+use common::numbers;
 use ernie_nn::ops::{self, Angles, Expert, plain};
 use ernie_nn::{Heads, Parameter, Span, Value, Weight, no_grad};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
-
-/// Numbers in -1..1 that depend on the seed alone.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
-}
 
 fn tensor(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_vec(numbers(shape.iter().product(), seed), shape, &Device::Cpu).expect("a small tensor")

@@ -1,21 +1,12 @@
 //! A layer's ops in bf16 beside the same ops in f32: results and gradients are as near as roundings to 2^-9 let them be.
 
+mod common;
+
 use std::sync::Arc;
 
+use common::numbers;
 use ernie_nn::ops::{self, Angles, Expert};
 use ernie_nn::{Heads, Parameter, Result, Span, Value, Weight, Width};
-
-/// Numbers in -1..1 that depend on the seed alone.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
-}
 
 fn near(what: &str, narrow: &[f32], wide: &[f32]) {
     assert_eq!(narrow.len(), wide.len(), "{what}");

@@ -9,7 +9,7 @@ use ernie_data::loader::MEMORY_BYTES;
 use ernie_data::packing::Example;
 use ernie_data::source::{Source, SourceConfig};
 use ernie_data::tokenizer::{self, Tokenizer, TrainOptions};
-use ernie_data::{HeldOut, Loader, LoaderConfig, Marks};
+use ernie_data::{HeldOut, Loader, LoaderConfig, Marks, Reading};
 use ernie_files::gguf::Gguf;
 use ernie_model::weights::Weights;
 use ernie_model::{Loaded, ModelConfig, ModelSource, WeightsAs};
@@ -51,8 +51,9 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
         return Err(Error::Recipe { path: "recipe".into(), problems: vec![format!("data.tokenizer: {message}")] });
     }
 
-    let mut notes = Vec::new();
+    let (mut notes, mut base_crc32c) = (Vec::new(), None);
     if let Some(adaptation) = &adaptation {
+        base_crc32c = Some(checkpoint::fingerprint(&decoder)?);
         decoder.adapt(adaptation, recipe.seed).map_err(|error| match error.kind() {
             ernie_model::ErrorKind::Input => {
                 Error::Recipe { path: "recipe".into(), problems: vec![format!("adapter: {error}")] }
@@ -69,6 +70,12 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
     let (mut step, mut tokens) = (0, 0);
     if let Some(path) = &newest {
         let state = checkpoint::restore(path, &decoder, &mut optimizer)?;
+        if state.base_crc32c != base_crc32c {
+            let name = recipe.model.weights.as_deref().unwrap_or_default();
+            let message =
+                format!("the weights of model.weights ({name}) are not those that the adapter was trained beside");
+            return Err(Error::Resume { path: path.clone(), message });
+        }
         loader.restore(&state.loader).map_err(|error| resume_error(error, path))?;
         (step, tokens) = (state.step, state.tokens);
     }
@@ -95,6 +102,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
         step,
         tokens,
         newest,
+        base_crc32c,
         notes,
     })
 }
@@ -251,7 +259,10 @@ fn data(recipe: &Recipe, tokenizer: &Tokenizer, out: &Path) -> Result<(Loader, O
     let examine = |line: &str| -> std::result::Result<Vec<Example>, String> {
         Lesson::parse(line)?.examples(&template, tokenizer, recipe.batch.seq_len).map_err(|error| error.to_string())
     };
-    let supervised = recipe.objective.kind == ObjectiveKind::Sft;
+    let reading = match recipe.objective.kind {
+        ObjectiveKind::Lm => Reading::Text(&encode),
+        ObjectiveKind::Sft => Reading::Examples(&examine),
+    };
     let (seq_len, rows) = (recipe.batch.seq_len, recipe.batch.rows);
     let config = LoaderConfig {
         sources: vec![(train_source(&recipe.data), 1.0)],
@@ -260,18 +271,12 @@ fn data(recipe: &Recipe, tokenizer: &Tokenizer, out: &Path) -> Result<(Loader, O
         memory_bytes: MEMORY_BYTES,
         spill_dir: Some(out.to_owned()),
     };
-    let opened = match supervised {
-        true => Loader::open_examples(&config, &examine, marks, seq_len, rows, recipe.seed),
-        false => Loader::open(&config, &encode, marks, seq_len, rows, recipe.seed),
-    };
+    let opened = Loader::open(&config, reading, marks, seq_len, rows, recipe.seed);
     let loader = failure.take().map_or(opened, Err)?;
     let held_out = match held_out_source(&recipe.data).filter(|_| recipe.evaluation.every > 0) {
         Some(source) => {
             let open = |max_bytes| {
-                let opened = match supervised {
-                    true => HeldOut::open_examples(&source, "/", &examine, marks, seq_len, rows, max_bytes),
-                    false => HeldOut::open(&source, "/", &encode, marks, seq_len, rows, max_bytes),
-                };
+                let opened = HeldOut::open(&source, "/", reading, marks, seq_len, rows, max_bytes);
                 failure.take().map_or(opened, Err)
             };
             let all = open(u64::MAX)?;

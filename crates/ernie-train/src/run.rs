@@ -50,6 +50,8 @@ pub struct Trainer {
     pub(crate) step: u64,
     pub(crate) tokens: u64,
     pub(crate) newest: Option<PathBuf>,
+    /// What an adapter is trained beside.
+    pub(crate) base_crc32c: Option<u32>,
     pub(crate) notes: Vec<String>,
 }
 
@@ -177,7 +179,10 @@ impl Trainer {
                 self.must_be_finite(self.step, parameter.name(), f64::from(weight))?;
             }
         }
-        let state = State::new(self.step, self.tokens, &self.optimizer, &self.loader, &self.commit);
+        let state = State {
+            base_crc32c: self.base_crc32c,
+            ..State::new(self.step, self.tokens, &self.optimizer, &self.loader, &self.commit)
+        };
         let snapshot = Snapshot {
             recipe: &self.recipe,
             decoder: &self.decoder,

@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Room, assert_same};
+use common::{Room, assert_same, copy};
 use ernie_files::Checkpoint;
 use ernie_model::weights::read_adapter;
 use ernie_model::{Decoder, ModelSource, Tokens, load_trainable};
@@ -105,16 +105,14 @@ fn stopped_and_resumed_is_not_stopped() {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy(&entry.path(), &to),
-            false => drop(std::fs::copy(entry.path(), to).unwrap()),
-        }
-    }
+#[test]
+fn another_base_is_refused() {
+    let room = room("dense");
+    room.run("lora", "lora", false, &["schedule.steps=4"]).unwrap();
+    // The base was trained on, so its newest checkpoint is another model of the same shape.
+    room.run("dense", "base", true, &["schedule.steps=4"]).unwrap();
+    let message = room.trainer("lora", "lora", true, &[]).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(message.contains("not those that the adapter was trained beside") && message.contains("base"), "{message}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Room, assert_same};
+use common::{Room, assert_same, copy};
 use ernie_train::observe::read_metrics;
 
 const RECIPE: &str = r#"
@@ -78,18 +78,6 @@ fn stopped_is_not_stopped() {
             copy(&from, &room.path(&format!("{parts}/checkpoint-{at}")));
             room.run("sft", &parts, true, &[&compute]).unwrap();
             assert_same(&room.path(&format!("{whole}/checkpoint-40")), &room.path(&format!("{parts}/checkpoint-40")));
-        }
-    }
-}
-
-fn copy(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy(&entry.path(), &to),
-            false => drop(std::fs::copy(entry.path(), to).unwrap()),
         }
     }
 }

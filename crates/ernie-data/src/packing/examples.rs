@@ -58,11 +58,6 @@ impl Packer {
         if self.count > WAITING { self.row() } else { Ok(()) }
     }
 
-    /// Bytes of text so far, waiting ones aside.
-    pub fn text_bytes(&self) -> u64 {
-        self.builder.text_bytes()
-    }
-
     /// Packs what still waits and closes the stream.
     ///
     /// # Errors

@@ -14,10 +14,10 @@ use super::{Batch, IGNORED, Marks};
 use crate::{Error, Result};
 
 /// Set in a stored position where a document starts.
-pub(super) const STARTS: u32 = 1 << 31;
+const STARTS: u32 = 1 << 31;
 
 /// Set in a stored position whose target carries no loss.
-pub(super) const SILENT: u32 = 1 << 30;
+const SILENT: u32 = 1 << 30;
 
 /// Which row of which source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::forward::Visible;
 use super::tile::{self, Tile};
-use super::{Heads, KEYS, check_spans, first_visible};
+use super::{Heads, KEYS, check, first_visible};
 #[cfg(target_arch = "x86_64")]
 use crate::Level;
 use crate::floats::{Floats, FloatsMut};
@@ -110,26 +110,6 @@ fn backward_floats(
             piece.run(&dq, &dk, &dv);
         }
     });
-}
-
-/// Checks the lengths of what is by query and by key/value head, and the spans.
-fn check(
-    queries: [usize; 4],
-    keys: [usize; 4],
-    lse: usize,
-    heads: &Heads,
-    spans: &[Range<usize>],
-    window: Option<usize>,
-) {
-    heads.check();
-    let rows = queries[0] / heads.query_width();
-    let (nq, nk) = (rows * heads.query_width(), rows * heads.kv_width());
-    assert!(
-        queries.iter().all(|&n| n == nq) && keys.iter().all(|&n| n == nk) && lse == rows * heads.query_heads,
-        "attention: lengths differ"
-    );
-    assert!(window != Some(0), "attention: a window of 0 sees nothing");
-    check_spans(spans.iter().cloned(), rows);
 }
 
 /// One sequence and one key/value head.
@@ -260,11 +240,14 @@ kernel! {
 kernel! {
     /// Raw scores become probabilities; gradients of probabilities become gradients of raw scores. Zero outside `first..end`.
     fn score_gradient(scores: &mut [f32], d_scores: &mut [f32], first: usize, end: usize, scale: f32, log_sum: f32, mean: f32) {
-        for (j, (s, d)) in scores.iter_mut().zip(d_scores).enumerate() {
-            let seen = j >= first && j < end;
+        for x in [&mut *scores, &mut *d_scores] {
+            x[..first].fill(0.0);
+            x[end..].fill(0.0);
+        }
+        for (s, d) in scores[first..end].iter_mut().zip(&mut d_scores[first..end]) {
             let p = simd::exp::<FMA>(*s * scale - log_sum);
-            *s = if seen { p } else { 0.0 };
-            *d = if seen { p * (*d - mean) * scale } else { 0.0 };
+            *s = p;
+            *d = p * (*d - mean) * scale;
         }
     }
 }

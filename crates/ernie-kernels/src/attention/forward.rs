@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::check;
 use super::tile::{self, Tile};
 use super::{Heads, KEYS, Span, check_spans, first_visible};
 #[cfg(target_arch = "x86_64")]
@@ -43,18 +45,7 @@ pub fn forward<'a>(
             if let isa = Isa::current()
                 && isa.level() >= Level::Avx512Bf16
             {
-                heads.check();
-                let rows = q.len() / heads.query_width();
-                assert!(
-                    q.len() == rows * heads.query_width()
-                        && out.len() == q.len()
-                        && k.len() == rows * heads.kv_width()
-                        && v.len() == k.len()
-                        && lse.len() == rows * heads.query_heads,
-                    "attention: lengths differ"
-                );
-                assert!(window != Some(0), "attention: a window of 0 sees nothing");
-                check_spans(spans.iter().cloned(), rows);
+                check([q.len(), out.len()], [k.len(), v.len()], lse.len(), heads, spans, window);
                 return super::brains::forward(isa, q, k, v, heads, spans, window, out, lse);
             }
             let mut wide = out.to_vec();
@@ -245,13 +236,10 @@ pub(super) struct Visible {
 
 impl Visible {
     pub(super) fn new(position: usize, block: usize, window: Option<usize>) -> Self {
-        let end = (position + 1).saturating_sub(block).min(KEYS);
-        let first = first_visible(position, window).saturating_sub(block).min(end);
-        Visible { first, end }
+        Self::of(position, block, KEYS, window)
     }
 
     /// As [`Self::new`], of a block of `count` positions.
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn of(position: usize, block: usize, count: usize, window: Option<usize>) -> Self {
         let end = (position + 1).saturating_sub(block).min(count);
         let first = first_visible(position, window).saturating_sub(block).min(end);

@@ -86,6 +86,26 @@ fn first_visible(position: usize, window: Option<usize>) -> usize {
     window.map_or(0, |w| (position + 1).saturating_sub(w))
 }
 
+/// Checks the lengths of what is by query and of what is by key/value head, and the spans.
+fn check<const Q: usize, const K: usize>(
+    queries: [usize; Q],
+    keys: [usize; K],
+    lse: usize,
+    heads: &Heads,
+    spans: &[Range<usize>],
+    window: Option<usize>,
+) {
+    heads.check();
+    let rows = queries[0] / heads.query_width();
+    let (nq, nk) = (rows * heads.query_width(), rows * heads.kv_width());
+    assert!(
+        queries.iter().all(|&n| n == nq) && keys.iter().all(|&n| n == nk) && lse == rows * heads.query_heads,
+        "attention: lengths differ"
+    );
+    assert!(window != Some(0), "attention: a window of 0 sees nothing");
+    check_spans(spans.iter().cloned(), rows);
+}
+
 /// Checks that spans are in bounds and do not overlap: each output row has one writer.
 fn check_spans(spans: impl Iterator<Item = Range<usize>>, rows: usize) {
     let mut sorted: Vec<Range<usize>> = spans.filter(|r| !r.is_empty()).collect();

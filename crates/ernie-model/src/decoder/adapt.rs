@@ -1,6 +1,7 @@
 //! Adapters: which linears have one, how they begin, and what the model's weights are with them.
 
 use std::borrow::Cow;
+use std::path::Path;
 use std::sync::Arc;
 
 use ernie_nn::{Adapter, Linear, Parameter, Width};
@@ -8,7 +9,7 @@ use ernie_nn::{Adapter, Linear, Parameter, Width};
 use super::layer::FeedForward;
 use super::mlp::Mlp;
 use super::{Activations, Decoder};
-use crate::weights::uniform;
+use crate::weights::{Kept, SaveAs, SaveTensor, save_into, uniform};
 use crate::{Error, Result};
 
 /// The linears that can be adapted, by the last part of their names.
@@ -90,30 +91,33 @@ impl Decoder {
         self.parameters().into_iter().filter(|parameter| parameter.is_trainable()).chain(adapters).collect()
     }
 
-    /// The values of one of [`Self::parameters`] with its adapter's change in it.
+    /// Writes config and weights into `folder`, which exists, in the published layout: every parameter with its adapter's change in it, the
+    /// correction biases, and what was kept of the source.
     ///
     /// # Errors
-    /// [`Error::Nn`] if an adapter does not fit, which [`Self::adapt`] has seen to.
-    pub fn merged(&self, parameter: &Parameter) -> Result<Cow<'static, [f32]>> {
-        let mut values = parameter.to_vec()?;
-        if let Some((_, adapter)) = self.adapters().into_iter().find(|(name, _)| *name == parameter.name()) {
-            adapter.add_to(&mut values)?;
+    /// As [`save_into`].
+    pub fn save_into(&self, folder: &Path, kept: &[Kept], save_as: SaveAs) -> Result<()> {
+        let (parameters, biases, adapters) = (self.parameters(), self.correction_biases(), self.adapters());
+        let mut tensors: Vec<SaveTensor<'_>> = Vec::with_capacity(parameters.len() + biases.len());
+        for parameter in &parameters {
+            let adapter = adapters.iter().find(|(name, _)| *name == parameter.name()).map(|(_, adapter)| *adapter);
+            let values = move || {
+                let mut values = parameter.to_vec()?;
+                adapter.map_or(Ok(()), |adapter| adapter.add_to(&mut values))?;
+                Ok(Cow::Owned(values))
+            };
+            let (name, shape) = (parameter.name().to_owned(), parameter.shape().to_vec());
+            tensors.push(SaveTensor { name, shape, values: Box::new(values) });
         }
-        Ok(Cow::Owned(values))
+        tensors.extend(biases.iter().map(|(name, bias)| SaveTensor::of(name.as_str(), [1, bias.len()], bias)));
+        save_into(folder, &self.config, &tensors, kept, save_as)
     }
 
     fn linears(&self) -> Vec<&Linear> {
         let mut all = Vec::new();
         for layer in &self.layers {
-            let attention = &layer.self_attn;
-            all.extend([&attention.q_proj, &attention.k_proj, &attention.v_proj, &attention.o_proj]);
-            let mlp = match &layer.mlp {
-                FeedForward::Dense(mlp) => Some(mlp),
-                FeedForward::Moe(moe) => moe.shared_experts(),
-            };
-            if let Some(Mlp { gate_proj, up_proj, down_proj }) = mlp {
-                all.extend([gate_proj, up_proj, down_proj]);
-            }
+            all.extend(layer.self_attn.linears());
+            all.extend(layer.mlp.shared().into_iter().flat_map(Mlp::linears));
         }
         all
     }
@@ -121,17 +125,27 @@ impl Decoder {
     fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let mut all = Vec::new();
         for layer in &mut self.layers {
-            let attention = &mut layer.self_attn;
-            all.extend([&mut attention.q_proj, &mut attention.k_proj, &mut attention.v_proj, &mut attention.o_proj]);
-            let mlp = match &mut layer.mlp {
-                FeedForward::Dense(mlp) => Some(mlp),
-                FeedForward::Moe(moe) => moe.shared_experts_mut(),
-            };
-            if let Some(Mlp { gate_proj, up_proj, down_proj }) = mlp {
-                all.extend([gate_proj, up_proj, down_proj]);
-            }
+            all.extend(layer.self_attn.linears_mut());
+            all.extend(layer.mlp.shared_mut().into_iter().flat_map(Mlp::linears_mut));
         }
         all
+    }
+}
+
+impl FeedForward {
+    /// The MLP that every token goes through.
+    fn shared(&self) -> Option<&Mlp> {
+        match self {
+            Self::Dense(mlp) => Some(mlp),
+            Self::Moe(moe) => moe.shared_experts(),
+        }
+    }
+
+    fn shared_mut(&mut self) -> Option<&mut Mlp> {
+        match self {
+            Self::Dense(mlp) => Some(mlp),
+            Self::Moe(moe) => moe.shared_experts_mut(),
+        }
     }
 }
 

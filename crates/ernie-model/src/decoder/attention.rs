@@ -30,8 +30,12 @@ impl Attention {
         pass.keep(self.o_proj.forward(&pass.keep(out)?)?)
     }
 
-    fn linears(&self) -> [&Linear; 4] {
+    pub(crate) fn linears(&self) -> [&Linear; 4] {
         [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj]
+    }
+
+    pub(crate) fn linears_mut(&mut self) -> [&mut Linear; 4] {
+        [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj]
     }
 
     pub(crate) fn collect(&self, into: &mut Vec<Arc<Parameter>>) {

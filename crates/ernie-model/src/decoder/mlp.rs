@@ -20,8 +20,12 @@ impl Mlp {
         activations.keep(self.down_proj.forward(&activations.keep(ops::swiglu(&gate, &up)?)?)?)
     }
 
-    fn linears(&self) -> [&Linear; 3] {
+    pub(crate) fn linears(&self) -> [&Linear; 3] {
         [&self.gate_proj, &self.up_proj, &self.down_proj]
+    }
+
+    pub(crate) fn linears_mut(&mut self) -> [&mut Linear; 3] {
+        [&mut self.gate_proj, &mut self.up_proj, &mut self.down_proj]
     }
 
     pub(crate) fn collect(&self, into: &mut Vec<Arc<Parameter>>) {

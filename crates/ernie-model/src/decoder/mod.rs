@@ -159,8 +159,7 @@ impl Decoder {
 
     /// The correction biases under their published names, `[1, E]` each; those that there are.
     pub fn correction_biases(&self) -> Vec<(String, Vec<f32>)> {
-        let name = |layer| format!("model.layers.{layer}.mlp.moe_statics.e_score_correction_bias");
-        let all = self.moe_layers().map(|(layer, moe)| (name(layer), moe.correction_bias()));
+        let all = self.moe_layers().map(|(layer, moe)| (bias_name(layer), moe.correction_bias()));
         all.filter(|(_, bias)| !bias.is_empty()).collect()
     }
 
@@ -179,6 +178,11 @@ impl Decoder {
         let head = if self.config.tie_word_embeddings { 0 } else { self.lm_head.weight().memory_bytes() };
         self.embed_tokens.memory_bytes() + layers + head + 4 * self.config.hidden_size as u64
     }
+}
+
+/// Published name of a layer's correction bias.
+pub fn bias_name(layer: usize) -> String {
+    format!("model.layers.{layer}.mlp.moe_statics.e_score_correction_bias")
 }
 
 impl std::fmt::Debug for Decoder {

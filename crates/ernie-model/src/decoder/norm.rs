@@ -32,13 +32,8 @@ impl RmsNorm {
     pub(crate) fn forward_sum(&self, x: &Value, branch: &Value) -> Result<(Value, Value)> {
         match self.activations {
             Activations::F32 => Ok(ops::add_rms_norm(x, branch, &self.weight.value(), self.eps)?),
-            Activations::Mixed => {
-                let sum = ops::add(x, branch)?;
-                let normed = self.forward(&sum)?;
-                Ok((sum, normed))
-            }
-            Activations::Bf16 => {
-                // The sum is rounded before it is normalised.
+            Activations::Bf16 | Activations::Mixed => {
+                // Where the sum is rounded, it is so before it is normalised.
                 let sum = self.activations.keep(ops::add(x, branch)?)?;
                 let normed = self.forward(&sum)?;
                 Ok((sum, normed))

@@ -1,6 +1,6 @@
 //! Adapters on disk, as PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use ernie_files::safetensors::Writer;
@@ -129,7 +129,7 @@ pub fn read_adapter(folder: &Path, decoder: &mut Decoder) -> Result<Adaptation> 
     let file = Checkpoint::open(&path)?;
     let at = path.display().to_string();
     let wrong = |message: String| Err(Error::Malformed { place: at.clone(), problem: message });
-    let mut used = 0;
+    let mut unused: BTreeSet<String> = file.tensors().map(|info| info.name.clone()).collect();
     for (_, adapter) in decoder.adapters() {
         for parameter in [&adapter.a, &adapter.b] {
             let name = format!("{PREFIX}{}", parameter.name());
@@ -142,15 +142,11 @@ pub fn read_adapter(folder: &Path, decoder: &mut Decoder) -> Result<Adaptation> 
                 return wrong(format!("tensor {name} is {}, expected finite F32, F16 or BF16", info.dtype));
             };
             parameter.set(&values)?;
-            used += 1;
+            unused.remove(&name);
         }
     }
-    if let Some(info) = file.tensors().find(|_| file.tensors().count() != used) {
-        return wrong(format!(
-            "{} tensors, of which the model uses {used} (one is {})",
-            file.tensors().count(),
-            info.name
-        ));
+    if let Some(name) = unused.first() {
+        return wrong(format!("tensor {name}: the model has no such adapter"));
     }
     Ok(adaptation)
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use ernie_files::{Checkpoint, Dtype};
 use ernie_model::Decoder;
+use ernie_model::decoder::bias_name;
 
-use super::save::bias_name;
 use super::{MASTERS_FILE, MOMENTS_FILE, RECIPE_FILE, STATE_FILE, STATE_FOLDER, State, read_state};
 use crate::error::{Error, Result};
 use crate::optimizer::AdamW;

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 use ernie_data::Loader;
 use ernie_data::LoaderState;
+use ernie_model::Decoder;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -63,6 +64,9 @@ pub struct State {
     pub loader: LoaderState,
     /// Commit of the program that wrote it.
     pub commit: String,
+    /// crc32c of the weights that an adapter was trained beside ([`fingerprint`]); none where all of the model is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_crc32c: Option<u32>,
     /// Size in bytes of every file of the checkpoint but this one, by its path inside it.
     #[serde(default)]
     pub files: BTreeMap<String, u64>,
@@ -78,9 +82,18 @@ impl State {
             optimizer_steps: optimizer.steps(),
             loader: loader.state(),
             commit: commit.to_owned(),
+            base_crc32c: None,
             files: BTreeMap::new(),
         }
     }
+}
+
+/// crc32c of all weights of a model, in their order: what tells the base of an adapter from another of the same shape.
+pub(crate) fn fingerprint(decoder: &Decoder) -> Result<u32> {
+    decoder
+        .parameters()
+        .iter()
+        .try_fold(0, |crc, parameter| Ok(parameter.read(|weights| crc32c::crc32c_append(crc, &save::bytes(weights)))?))
 }
 
 /// The newest complete checkpoint of a run folder, and its step.

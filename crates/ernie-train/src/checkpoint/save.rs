@@ -9,7 +9,7 @@ use ernie_files::atomic::Folder;
 use ernie_files::safetensors::Writer;
 use ernie_files::{Dtype, TensorInfo};
 use ernie_model::Decoder;
-use ernie_model::weights::{Kept, SaveAs, SaveTensor, save_into, write_adapter};
+use ernie_model::weights::{Kept, SaveAs, write_adapter};
 
 use super::{
     ADAPTER_FOLDER, MASTERS_FILE, MOMENTS_FILE, RECIPE_FILE, STATE_FILE, STATE_FOLDER, State, complete, discard,
@@ -70,16 +70,7 @@ fn published(folder: &Path, snapshot: &Snapshot<'_>) -> Result<()> {
         Float::F32 => SaveAs::F32,
         Float::Bf16 => SaveAs::Bf16,
     };
-    let mut tensors: Vec<SaveTensor<'_>> = Vec::new();
-    for parameter in snapshot.decoder.parameters() {
-        let (name, shape) = (parameter.name().to_owned(), parameter.shape().to_vec());
-        tensors.push(SaveTensor { name, shape, values: Box::new(move || snapshot.decoder.merged(&parameter)) });
-    }
-    for (name, bias) in snapshot.decoder.correction_biases() {
-        let shape = vec![1, bias.len()];
-        tensors.push(SaveTensor { name, shape, values: Box::new(move || Ok(Cow::Owned(bias.clone()))) });
-    }
-    save_into(folder, snapshot.decoder.config(), &tensors, snapshot.kept, save_as)?;
+    snapshot.decoder.save_into(folder, snapshot.kept, save_as)?;
     snapshot.tokenizer.save(folder)?;
     if let Some(adaptation) = snapshot.recipe.adapter.adaptation() {
         let folder = folder.join(ADAPTER_FOLDER);
@@ -123,13 +114,8 @@ fn moments(path: &Path, optimizer: &AdamW) -> Result<()> {
     Ok(writer.finish()?)
 }
 
-/// Published name of a layer's correction bias.
-pub(super) fn bias_name(layer: usize) -> String {
-    format!("model.layers.{layer}.mlp.moe_statics.e_score_correction_bias")
-}
-
 /// Little-endian bytes, without a copy where memory lies so already.
-fn bytes(values: &[f32]) -> Cow<'_, [u8]> {
+pub(super) fn bytes(values: &[f32]) -> Cow<'_, [u8]> {
     if cfg!(target_endian = "little") {
         Cow::Borrowed(bytemuck::cast_slice(values))
     } else {

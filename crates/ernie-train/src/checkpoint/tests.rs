@@ -9,7 +9,16 @@ fn fake(run: &Path, step: u64, bytes: usize, expected: u64, version: u32) {
     std::fs::write(path.join("weights"), vec![0; bytes]).unwrap();
     let loader = LoaderState { version: 1, seed: 0, seq_len: 1, drawn: vec![], samplers: vec![], data: vec![] };
     let files = BTreeMap::from([("weights".to_owned(), expected)]);
-    let state = State { version, step, tokens: 0, optimizer_steps: step, loader, commit: String::new(), files };
+    let state = State {
+        version,
+        step,
+        tokens: 0,
+        optimizer_steps: step,
+        loader,
+        commit: String::new(),
+        base_crc32c: None,
+        files,
+    };
     std::fs::write(path.join(STATE_FOLDER).join(STATE_FILE), serde_json::to_vec(&state).unwrap()).unwrap();
 }
 

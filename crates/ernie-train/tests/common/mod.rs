@@ -132,6 +132,19 @@ pub fn files(checkpoint: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
+/// Copies a folder with all that is in it.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
 /// Asserts that two checkpoints are the same, byte for byte.
 pub fn assert_same(a: &Path, b: &Path) {
     let (a_files, b_files) = (files(a), files(b));

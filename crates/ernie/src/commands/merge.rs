@@ -10,7 +10,7 @@ use crate::{
 };
 use ernie_files::atomic::Folder;
 use ernie_model::config::StoredDtype;
-use ernie_model::weights::{SaveAs, SaveTensor, read_adapter, save_into};
+use ernie_model::weights::{SaveAs, read_adapter};
 use ernie_nn::Width;
 use serde_json::json;
 use std::path::PathBuf;
@@ -57,14 +57,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         Some(StoredDtype::F16 | StoredDtype::Bf16) => SaveAs::Bf16,
         _ => SaveAs::F32,
     };
-    let (parameters, biases) = (decoder.parameters(), decoder.correction_biases());
-    let mut tensors: Vec<SaveTensor<'_>> = Vec::new();
-    for parameter in &parameters {
-        let (name, shape) = (parameter.name().to_owned(), parameter.shape().to_vec());
-        tensors.push(SaveTensor { name, shape, values: Box::new(|| decoder.merged(parameter)) });
-    }
-    tensors.extend(biases.iter().map(|(name, bias)| SaveTensor::of(name.as_str(), [1, bias.len()], bias)));
-    save_into(folder.path(), decoder.config(), &tensors, &loaded.report.kept, save_as)?;
+    decoder.save_into(folder.path(), &loaded.report.kept, save_as)?;
     beside(&model, folder.path())?;
     let bytes = weight_files(folder.path())?;
     folder.commit()?;

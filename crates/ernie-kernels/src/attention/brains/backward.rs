@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use super::{BLOCK, Head, multiply, panels_size, rows_size, side, stride, take};
 use crate::attention::Heads;
+use crate::attention::backward::{dot, score_gradient};
 use crate::attention::forward::Visible;
 use crate::floats::{Floats, FloatsMut, SharedFloats};
 use crate::level::Isa;
 use crate::pool;
-use crate::simd;
 
 /// See [`crate::attention::backward`]; lengths were checked. `inputs` are queries, keys, values, outputs and the gradient of these.
 #[allow(clippy::too_many_arguments)] // As there.
@@ -118,34 +118,5 @@ impl Head<'_> {
                 }
             }
         });
-    }
-}
-
-kernel! {
-    fn dot(a: &[f32], b: &[f32]) -> f32 {
-        simd::sum2(a, b, simd::fma::<FMA>)
-    }
-}
-
-kernel! {
-    /// Raw scores become probabilities; gradients of probabilities become gradients of raw scores. Zero outside `first..end`.
-    fn score_gradient(
-        scores: &mut [f32],
-        d_scores: &mut [f32],
-        first: usize,
-        end: usize,
-        scale: f32,
-        log_sum: f32,
-        mean: f32,
-    ) {
-        for x in [&mut *scores, &mut *d_scores] {
-            x[..first].fill(0.0);
-            x[end..].fill(0.0);
-        }
-        for (s, d) in scores[first..end].iter_mut().zip(&mut d_scores[first..end]) {
-            let p = simd::exp::<FMA>(simd::fma::<FMA>(*s, scale, -log_sum));
-            *s = p;
-            *d = p * (*d - mean) * scale;
-        }
     }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{BLOCK, Head, multiply, panels_size, rows_size, side, stride, take};
 use crate::attention::Heads;
 use crate::attention::forward::Visible;
+use crate::elementwise::scale_slice;
 use crate::floats::{Floats, FloatsMut, SharedFloats};
 use crate::level::Isa;
 use crate::pool::{self, Shared};
@@ -107,7 +108,7 @@ impl Head<'_> {
                 }
                 for r in 0..rows {
                     let at = self.row(row + r);
-                    times(isa, &mut sums[r * d..][..d], 1.0 / total[r]);
+                    scale_slice(isa, &mut sums[r * d..][..d], 1.0 / total[r]);
                     // SAFETY: spans do not overlap, and a task has its own positions and heads: no one else writes this row.
                     unsafe {
                         out.write_all(isa, at * d..(at + 1) * d, &sums[r * d..][..d]);
@@ -116,14 +117,6 @@ impl Head<'_> {
                 }
             }
         });
-    }
-}
-
-kernel! {
-    fn times(x: &mut [f32], s: f32) {
-        for x in x {
-            *x *= s;
-        }
     }
 }
 

@@ -25,7 +25,6 @@ const BLOCK: usize = 256;
 const ROWS: usize = 64;
 
 /// One sequence and one key/value head.
-#[derive(Clone)]
 struct Head<'a> {
     isa: Isa,
     heads: &'a Heads,
