@@ -64,7 +64,7 @@ pub struct State {
     pub loader: LoaderState,
     /// Commit of the program that wrote it.
     pub commit: String,
-    /// crc32c of the weights that an adapter was trained beside ([`fingerprint`]); none where all of the model is trained.
+    /// crc32c of the weights that an adapter was trained beside; none where all of the model is trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_crc32c: Option<u32>,
     /// Size in bytes of every file of the checkpoint but this one, by its path inside it.
