@@ -40,7 +40,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::mixture::Mixture;
-use crate::packing::{Batch, Builder, Example, Marks, Packer, Place, TokenStore};
+use crate::packing::{Batch, Builder, Group, Marks, Packer, Place, TokenStore};
 use crate::sampler::{self, Sampler, SamplerKind, SamplerState};
 use crate::source::{FileMark, Format, Source, SourceConfig};
 use crate::{Error, Result};
@@ -50,8 +50,8 @@ use crate::{Error, Result};
 pub enum Reading<'a> {
     /// Text to ids, without marks.
     Text(&'a dyn Fn(&str) -> Vec<u32>),
-    /// A line of a JSONL file to examples, each of which stays whole in a row; an error says what is wrong with the line.
-    Examples(&'a dyn Fn(&str) -> std::result::Result<Vec<Example>, String>),
+    /// A line of a JSONL file to groups of examples, each of which stays whole in a row; an error says what is wrong with the line.
+    Examples(&'a dyn Fn(&str) -> std::result::Result<Vec<Group>, String>),
 }
 
 impl Reading<'_> {
@@ -190,6 +190,33 @@ impl Loader {
             self.stores[source].append_row(source as u32, row, &mut batch)?;
         }
         Ok(batch)
+    }
+
+    /// Shows every row once, in order, in batches of up to `rows` rows; what comes next does not change.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if spilled tokens cannot be read; those of `visit`.
+    pub fn pass<E: From<Error>>(
+        &mut self,
+        mut visit: impl FnMut(&Batch) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        for (source, store) in self.stores.iter_mut().enumerate() {
+            let mut row = 0;
+            while row < store.rows() {
+                let mut batch = Batch::new(self.seq_len);
+                while batch.rows < self.rows && row < store.rows() {
+                    store.append_row(source as u32, row, &mut batch)?;
+                    row += 1;
+                }
+                visit(&batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// SHA-256 over the tokens of every source.
+    pub fn tokens_sha256(&self) -> String {
+        self.data.iter().map(|data| data.tokens_sha256.as_str()).collect::<Vec<_>>().join(" ")
     }
 
     /// Tells the samplers the mean losses that a step measured on the rows of a batch ([`Batch::places`]).
@@ -396,6 +423,11 @@ impl HeldOut {
         self.store.largest_id()
     }
 
+    /// SHA-256 over the tokens.
+    pub fn tokens_sha256(&self) -> &str {
+        self.store.sha256()
+    }
+
     /// One line each about what a reader of the log should know.
     pub fn notes(&self) -> &[String] {
         &self.notes
@@ -422,9 +454,9 @@ fn fill(
             let (mut packer, mut bytes) = (Packer::new(builder), 0);
             while bytes < max_bytes {
                 let Some(piece) = source.next()? else { break };
-                for example in examine(&piece.text).map_err(|what| source.fault(&what))? {
-                    bytes += example.text_bytes;
-                    packer.push(example)?;
+                for group in examine(&piece.text).map_err(|what| source.fault(&what))? {
+                    bytes += group.iter().map(|example| example.text_bytes).sum::<u64>();
+                    packer.push(group)?;
                 }
             }
             notes.extend(packer.notes());

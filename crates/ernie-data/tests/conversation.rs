@@ -109,7 +109,7 @@ fn a_completion_is_learned_as_it_stands() {
 
 fn store(examples: &[Example], seq_len: usize) -> (TokenStore, Vec<String>) {
     let mut packer = Packer::new(Builder::new(seq_len, Marks::eos(7), 1 << 20, None).unwrap());
-    examples.iter().for_each(|example| packer.push(example.clone()).unwrap());
+    examples.iter().for_each(|example| packer.push(vec![example.clone()]).unwrap());
     let notes = packer.notes();
     (packer.finish().unwrap(), notes)
 }

@@ -132,6 +132,19 @@ fn head_and_cross_entropy_match_their_twin() -> Outcome {
         |t| (plain::head_cross_entropy(&t[0], &t[1], &index)? * 0.125)?.reshape(1),
     )
     .and_then(|()| {
+        let factors: Vec<f32> = (0..rows).map(|i| (i % 5) as f32 / 2.0 - 1.0).collect();
+        let weights = Tensor::from_vec(factors.clone(), (rows, 1), &Device::Cpu)?;
+        check(
+            "weighted_cross_entropy",
+            &inputs,
+            |v, p| {
+                let head = Weight::Parameter(p[1].clone());
+                Ok(ops::weighted_head_cross_entropy(&v[0], &head, &targets, &factors)?.loss)
+            },
+            |t| (plain::token_losses(&t[0], &t[1], &index)? * &weights)?.sum_all()?.reshape(1),
+        )
+    })
+    .and_then(|()| {
         let head = Weight::Parameter(Parameter::new("head", inputs[1].clone()));
         let nothing = ops::head_cross_entropy(&Value::constant(inputs[0].clone()), &head, &[ops::IGNORED; 150], 1.0)?;
         assert_eq!((nothing.counted, nothing.loss.scalar()?), (0, 0.0));

@@ -1,30 +1,48 @@
 //! The held-out loss: every held-out row once, in order, without recording.
 
 use ernie_data::HeldOut;
-use ernie_data::packing::IGNORED;
 use ernie_model::Decoder;
 use ernie_nn::no_grad;
 
 use crate::error::Result;
-use crate::observe::Evaluation;
+use crate::objective::{self, Reference};
+use crate::observe::{Evaluation, Preferred};
+use crate::recipe::{Objective, ObjectiveKind};
 use crate::step::tokens;
 
-/// Reads `held_out` from its first row to its last.
+/// The next-token loss of `held_out`, from its first row to its last.
 pub fn evaluate(decoder: &Decoder, held_out: &mut HeldOut) -> Result<Evaluation> {
+    evaluate_beside(decoder, held_out, &Objective::default(), &Reference::new())
+}
+
+/// The loss of `settings`, beside what the reference said of the answers.
+pub(crate) fn evaluate_beside(
+    decoder: &Decoder,
+    held_out: &mut HeldOut,
+    settings: &Objective,
+    reference: &Reference,
+) -> Result<Evaluation> {
     held_out.rewind();
-    let (mut nats, mut counted) = (0.0, 0_u64);
+    let (mut sum, mut units, mut tokens_read) = (0.0, 0_u64, 0_u64);
+    let mut preferred: Option<Preferred> = None;
     while let Some(batch) = held_out.next()? {
         let loss = no_grad(|| {
             let hidden = decoder.hidden(&tokens(&batch), None, &mut ())?;
-            decoder.loss(&hidden, &batch.targets, 1.0)
+            objective::loss(settings, decoder, &hidden, &batch, reference, 1.0)
         })?;
-        nats += loss.rows.iter().map(|&row| f64::from(row)).sum::<f64>();
-        counted += batch.targets.iter().filter(|&&target| target != IGNORED).count() as u64;
+        sum += loss.sum;
+        units += objective::units(settings.kind, &batch) as u64;
+        tokens_read += batch.unmasked() as u64;
+        if let Some(of_batch) = loss.preferred {
+            preferred.get_or_insert_default().join(&of_batch);
+        }
     }
+    let of_tokens = settings.kind != ObjectiveKind::Dpo;
     Ok(Evaluation {
-        loss: nats / counted.max(1) as f64,
-        bits_per_byte: held_out.bits_per_byte(nats),
-        tokens: counted,
+        loss: sum / units.max(1) as f64,
+        bits_per_byte: of_tokens.then(|| held_out.bits_per_byte(sum)),
+        preferred,
+        tokens: tokens_read,
         text_bytes: held_out.text_bytes(),
     })
 }

@@ -31,6 +31,7 @@ pub mod observe;
 pub mod optimizer;
 mod prepare;
 pub mod recipe;
+mod reference;
 mod run;
 pub mod schedule;
 pub mod step;

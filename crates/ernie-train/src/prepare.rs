@@ -4,9 +4,9 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use ernie_data::chat::ChatTemplate;
-use ernie_data::conversation::Lesson;
+use ernie_data::conversation::{Lesson, Preference};
 use ernie_data::loader::MEMORY_BYTES;
-use ernie_data::packing::Example;
+use ernie_data::packing::Group;
 use ernie_data::source::{Source, SourceConfig};
 use ernie_data::tokenizer::{self, Tokenizer, TrainOptions};
 use ernie_data::{HeldOut, Loader, LoaderConfig, Marks, Reading};
@@ -18,6 +18,7 @@ use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::optimizer::AdamW;
 use crate::recipe::{BUNDLED, Data, ObjectiveKind, Recipe, TokenizerSource};
+use crate::reference::{self, References};
 use crate::run::{Options, Trainer};
 
 /// See [`Trainer::prepare`].
@@ -33,7 +34,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
         Some(path) => Tokenizer::from_folder(path)?,
         None => tokenizer_of(&recipe.data, options)?,
     };
-    let (mut loader, held_out) = data(&recipe, &tokenizer, out)?;
+    let (mut loader, mut held_out) = data(&recipe, &tokenizer, out)?;
     let largest = held_out.as_ref().map_or(0, HeldOut::largest_id).max(loader.largest_id());
 
     let adaptation = recipe.adapter.adaptation();
@@ -64,6 +65,14 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
             notes.push("the routed experts have no adapters and stay as they are".to_owned());
         }
     }
+    let references = match recipe.objective.asks_reference() {
+        true => reference::references(out, &mut loader, held_out.as_mut(), |ask| match &newest {
+            // What was saved has learned; the reference is what it began with.
+            Some(_) if adaptation.is_none() => ask(&model(&recipe, &tokenizer, options)?.decoder),
+            _ => ask(&decoder),
+        })?,
+        false => References::default(),
+    };
     let (ratio, is_b) = (recipe.adapter.b_lr_ratio, |name: &str| name.ends_with(".lora_B.weight"));
     let mut optimizer =
         AdamW::new(&decoder.trained(), &recipe.optimizer).with_lr_share(|name| if is_b(name) { ratio } else { 1.0 });
@@ -98,6 +107,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
         tokenizer,
         loader,
         held_out,
+        references,
         optimizer,
         step,
         tokens,
@@ -138,6 +148,7 @@ fn same_recipe(then: &Recipe, now: &Recipe, path: &Path) -> Result<()> {
         // What the files hold is compared by the loader, whose word on it is better.
         recipe.data.train = Vec::new();
         recipe.data.held_out = Vec::new();
+        recipe.data.mixture.iter_mut().for_each(|source| source.files = Vec::new());
         toml::Table::try_from(&recipe).map_err(|error| Error::Internal(format!("recipe cannot be written: {error}")))
     };
     differences("", &toml::Value::Table(free(then)?), &toml::Value::Table(free(now)?), &mut problems);
@@ -180,8 +191,16 @@ fn source(globs: &[String], bundled: &str, data: &Data) -> SourceConfig {
     }
 }
 
-fn train_source(data: &Data) -> SourceConfig {
-    source(&data.train, "bundled:train", data)
+/// What is trained on, with the rates at which rows are drawn.
+fn train_sources(data: &Data) -> Vec<(SourceConfig, f64)> {
+    let mixed = data.mixture.iter().map(|mixed| {
+        let mut source = source(&mixed.files, "bundled:train", data);
+        source.format = mixed.format.unwrap_or(source.format);
+        source.documents = mixed.documents.unwrap_or(source.documents);
+        source.text_fields = mixed.text_fields.clone().unwrap_or(source.text_fields);
+        (source, mixed.weight)
+    });
+    std::iter::once((source(&data.train, "bundled:train", data), 1.0)).chain(mixed).collect()
 }
 
 /// What is held out; the bundled corpus alone brings its own.
@@ -208,15 +227,11 @@ fn tokenizer_of(data: &Data, options: &Options<'_>) -> Result<Tokenizer> {
 
 /// A byte-level BPE from the training text, streamed.
 fn train_tokenizer(data: &Data, vocab_size: usize) -> Result<Tokenizer> {
-    let mut source = Source::open(&train_source(data), Path::new("/"))?;
+    let sources = train_sources(data).into_iter().map(|(source, _)| Source::open(&source, Path::new("/")));
+    let sources = sources.collect::<ernie_data::Result<Vec<_>>>()?;
     let mut failure = None;
-    let texts = std::iter::from_fn(|| match source.next() {
-        Ok(piece) => piece.map(|piece| piece.text),
-        Err(error) => {
-            failure = Some(error);
-            None
-        }
-    });
+    let texts = sources.into_iter().flat_map(|mut source| std::iter::from_fn(move || source.next().transpose()));
+    let texts = texts.map_while(|piece| piece.map_err(|error| failure = Some(error)).ok()).map(|piece| piece.text);
     let trained = tokenizer::train_bpe(texts, &TrainOptions::ernie(vocab_size));
     // A file that broke off half-way must not pass for a short one.
     Ok(failure.map_or(trained, Err)?)
@@ -256,16 +271,23 @@ fn data(recipe: &Recipe, tokenizer: &Tokenizer, out: &Path) -> Result<(Loader, O
         }
     };
     let template = ChatTemplate::for_tokenizer(tokenizer)?;
-    let examine = |line: &str| -> std::result::Result<Vec<Example>, String> {
-        Lesson::parse(line)?.examples(&template, tokenizer, recipe.batch.seq_len).map_err(|error| error.to_string())
+    let most = recipe.batch.seq_len;
+    let lesson = |line: &str| -> std::result::Result<Vec<Group>, String> {
+        let examples = Lesson::parse(line)?.examples(&template, tokenizer, most).map_err(|error| error.to_string())?;
+        Ok(examples.into_iter().map(|example| vec![example]).collect())
+    };
+    let preference = |line: &str| -> std::result::Result<Vec<Group>, String> {
+        let pair = Preference::parse(line)?.examples(&template, tokenizer, most).map_err(|error| error.to_string())?;
+        Ok(vec![pair])
     };
     let reading = match recipe.objective.kind {
         ObjectiveKind::Lm => Reading::Text(&encode),
-        ObjectiveKind::Sft => Reading::Examples(&examine),
+        ObjectiveKind::Sft => Reading::Examples(&lesson),
+        ObjectiveKind::Dpo => Reading::Examples(&preference),
     };
     let (seq_len, rows) = (recipe.batch.seq_len, recipe.batch.rows);
     let config = LoaderConfig {
-        sources: vec![(train_source(&recipe.data), 1.0)],
+        sources: train_sources(&recipe.data),
         base_dir: PathBuf::from("/"),
         sampler: ernie_data::sampler::SamplerKind::Uniform,
         memory_bytes: MEMORY_BYTES,

@@ -15,13 +15,14 @@ use ernie_model::weights::Kept;
 
 use crate::checkpoint::{self, Snapshot, State};
 use crate::error::{Error, Result};
-use crate::evaluate::evaluate;
+use crate::evaluate::evaluate_beside;
 use crate::observe::{
     Evaluation, EventsWriter, Finished, MetricsWriter, Observer, Outcome, Saved, Started, StepReport,
 };
 use crate::optimizer::AdamW;
 use crate::prepare;
 use crate::recipe::Recipe;
+use crate::reference::References;
 use crate::{schedule, step};
 
 /// What a run needs beside its recipe.
@@ -46,6 +47,7 @@ pub struct Trainer {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) loader: Loader,
     pub(crate) held_out: Option<HeldOut>,
+    pub(crate) references: References,
     pub(crate) optimizer: AdamW,
     pub(crate) step: u64,
     pub(crate) tokens: u64,
@@ -129,7 +131,10 @@ impl Trainer {
         let positions: usize = micro_batches.iter().map(|batch| batch.ids.len()).sum();
 
         self.optimizer.zero_grad();
-        let measured = step::accumulate(&self.decoder, &micro_batches, &self.recipe.objective)?;
+        let measured = {
+            let (objective, reference) = (&self.recipe.objective, &self.references.train);
+            step::accumulate_beside(&self.decoder, &micro_batches, objective, reference)?
+        };
         self.must_be_finite(number, "loss", measured.loss + measured.router_loss)?;
         let grad_norm = self.optimizer.grad_norm()?;
         self.must_be_finite(number, "grad_norm", grad_norm)?;
@@ -159,13 +164,16 @@ impl Trainer {
             tokens_per_s: positions as f64 / seconds.max(1e-9),
             seconds,
             router: measured.router(),
+            preferred: measured.preferred,
             evaluation: None,
         })
     }
 
     /// The held-out loss now; `None` where nothing is held out.
     pub fn evaluate(&mut self) -> Result<Option<Evaluation>> {
-        self.held_out.as_mut().map(|held_out| evaluate(&self.decoder, held_out)).transpose()
+        let (objective, reference) = (&self.recipe.objective, &self.references.held_out);
+        let held_out = self.held_out.as_mut();
+        held_out.map(|held_out| evaluate_beside(&self.decoder, held_out, objective, reference)).transpose()
     }
 
     /// Saves a checkpoint of the state now, and removes the oldest beyond `checkpoint.keep`.

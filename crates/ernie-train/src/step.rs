@@ -10,19 +10,22 @@ use ernie_nn::{no_grad, ops};
 
 use crate::balance::{Dispatch, Routings, router_loss};
 use crate::error::{Error, Result};
-use crate::objective;
+use crate::objective::{self, Reference};
+use crate::observe::Preferred;
 use crate::recipe::Objective;
 
 /// What a step measured; the gradient lies in the parameters.
 pub struct StepLoss {
-    /// Mean loss of the unmasked tokens, in nats.
+    /// Mean loss of the unmasked tokens, in nats, or of the pairs of answers.
     pub loss: f64,
     /// What the router terms added to what is minimised.
     pub router_loss: f64,
-    /// Unmasked tokens.
-    pub unmasked: usize,
-    /// Mean loss of each row of each micro-batch, for a sampler that learns from it; 0 for a row without unmasked tokens.
+    /// Unmasked tokens, or pairs.
+    pub units: usize,
+    /// Mean loss of each row of each micro-batch, for a sampler that learns from it; 0 for a row without any.
     pub row_losses: Vec<Vec<f32>>,
+    /// How the pairs stood before the step, where there are pairs.
+    pub preferred: Option<Preferred>,
     pub(crate) dispatch: Dispatch,
 }
 
@@ -38,13 +41,23 @@ impl StepLoss {
 /// # Errors
 /// [`Error::NoData`] if no token of the step is unmasked.
 pub fn accumulate(decoder: &Decoder, micro_batches: &[Batch], settings: &Objective) -> Result<StepLoss> {
+    accumulate_beside(decoder, micro_batches, settings, &Reference::new())
+}
+
+/// As [`accumulate`], with what the reference said of the answers, which a loss of preferences may ask for.
+pub(crate) fn accumulate_beside(
+    decoder: &Decoder,
+    micro_batches: &[Batch],
+    settings: &Objective,
+    reference: &Reference,
+) -> Result<StepLoss> {
     let positions: usize = micro_batches.iter().map(|batch| batch.ids.len()).sum();
-    let unmasked: usize = micro_batches.iter().map(Batch::unmasked).sum();
-    if unmasked == 0 {
+    let units: usize = micro_batches.iter().map(|batch| objective::units(settings.kind, batch)).sum();
+    if units == 0 {
         let message = format!("all {positions} labels of the step are masked");
         return Err(Error::NoData { what: "data.train", message });
     }
-    let divisor = objective::divisor(settings.normalise, unmasked, positions);
+    let divisor = objective::divisor(settings, units, positions);
 
     let mut ahead = None;
     if settings.router_balance > 0.0 && micro_batches.len() > 1 && decoder.moe_layers().next().is_some() {
@@ -58,14 +71,15 @@ pub fn accumulate(decoder: &Decoder, micro_batches: &[Batch], settings: &Objecti
     }
 
     let mut dispatch = Dispatch::default();
-    let (mut loss, mut router, mut row_losses) = (0.0, 0.0, Vec::new());
+    let mut preferred: Option<Preferred> = None;
+    let (mut sum, mut router, mut row_losses) = (0.0, 0.0, Vec::new());
     for (index, batch) in micro_batches.iter().enumerate() {
         let mut routings = Routings::default();
         let hidden = decoder.hidden(&tokens(batch), None, &mut routings)?;
         dispatch.add(&routings)?;
-        let objective::Loss { mut value, token_losses } =
-            objective::loss(settings.kind, decoder, &hidden, batch, divisor)?;
+        let loss = objective::loss(settings, decoder, &hidden, batch, reference, divisor)?;
         drop(hidden);
+        let mut value = loss.value;
         let whole = ahead.as_ref().unwrap_or(&dispatch);
         if let Some(term) = router_loss(decoder, &routings, whole, settings, positions, index == 0)? {
             router += f64::from(term.scalar()?);
@@ -73,24 +87,16 @@ pub fn accumulate(decoder: &Decoder, micro_batches: &[Batch], settings: &Objecti
         }
         drop(routings);
         value.backward()?;
-        loss += token_losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
-        row_losses.push(row_means(batch, &token_losses));
+        sum += loss.sum;
+        row_losses.push(loss.row_losses);
+        if let Some(of_batch) = loss.preferred {
+            preferred.get_or_insert_default().join(&of_batch);
+        }
     }
-    Ok(StepLoss { loss: loss / unmasked as f64, router_loss: router, unmasked, row_losses, dispatch })
+    Ok(StepLoss { loss: sum / units as f64, router_loss: router, units, row_losses, preferred, dispatch })
 }
 
 /// A batch as the decoder takes it.
 pub(crate) fn tokens(batch: &Batch) -> Tokens {
     Tokens::packed(batch.ids.clone(), &batch.lengths)
-}
-
-/// Each row's mean loss over its unmasked tokens.
-fn row_means(batch: &Batch, losses: &[f32]) -> Vec<f32> {
-    let length = batch.seq_len.max(1);
-    let rows = losses.chunks(length).zip(batch.targets.chunks(length));
-    rows.map(|(losses, targets)| {
-        let counted = targets.iter().filter(|&&target| target != ernie_data::packing::IGNORED).count();
-        losses.iter().sum::<f32>() / counted.max(1) as f32
-    })
-    .collect()
 }

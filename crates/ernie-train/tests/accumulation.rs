@@ -4,8 +4,9 @@ mod common;
 
 use common::Room;
 use ernie_data::Batch;
+use ernie_data::packing::Place;
 use ernie_model::Decoder;
-use ernie_train::recipe::{Normalise, Objective};
+use ernie_train::recipe::{Normalise, Objective, ObjectiveKind, PreferenceLoss};
 use ernie_train::step::{StepLoss, accumulate};
 
 /// `rows` rows of arbitrary ids, documents and masks; no two rows have the same number of unmasked tokens.
@@ -20,7 +21,14 @@ fn rows(rows: usize, seq_len: usize) -> Vec<Batch> {
         let target = |at: usize| if at <= index || at % 5 == 3 { -100 } else { i64::from(ids[(at + 1) % seq_len]) };
         let targets = (0..seq_len).map(target).collect();
         let cut = 1 + draw(seq_len as u64 - 1) as usize;
-        Batch { ids: ids.clone(), targets, lengths: vec![cut, seq_len - cut], rows: 1, seq_len, places: Vec::new() }
+        Batch {
+            ids: ids.clone(),
+            targets,
+            lengths: vec![cut, seq_len - cut],
+            rows: 1,
+            seq_len,
+            places: vec![Place { source: 0, row: index as u32 }],
+        }
     };
     (0..rows).map(row).collect()
 }
@@ -32,6 +40,7 @@ fn join(rows: &[Batch]) -> Batch {
         whole.targets.extend(&row.targets);
         whole.lengths.extend(&row.lengths);
         whole.rows += row.rows;
+        whole.places.extend(&row.places);
     }
     whole
 }
@@ -57,7 +66,7 @@ fn one_is_many(kind: &str, objective: &Objective) {
     for parts in [2, 4, 8] {
         let micro_batches: Vec<Batch> = rows.chunks(8 / parts).map(join).collect();
         let (sum, sum_grads) = gradients(decoder, &micro_batches, objective);
-        assert_eq!(whole.unmasked, sum.unmasked);
+        assert_eq!(whole.units, sum.units);
         let relative = |a: f64, b: f64| (a - b).abs() / a.abs().max(1e-30);
         assert!(relative(whole.loss, sum.loss) <= 1e-6, "{} {}", whole.loss, sum.loss);
         assert!(
@@ -91,6 +100,14 @@ fn dense() {
 }
 
 #[test]
+fn pairs_of_answers() {
+    let simpo =
+        Objective { kind: ObjectiveKind::Dpo, preference: PreferenceLoss::Simpo, beta: 2.0, ..Objective::default() };
+    check("dense", &simpo);
+    check("moe", &Objective { sft_weight: 0.5, ..simpo });
+}
+
+#[test]
 fn moe_with_every_router_term() {
     // Weights large enough that a mistake in any term would show in the routers' gradients.
     let objective = Objective { router_balance: 0.5, router_z: 0.1, router_orthogonal: 0.5, ..Objective::default() };
@@ -108,7 +125,7 @@ fn constant_normalisation_is_the_token_one_scaled() {
     let constant = Objective { normalise: Normalise::Constant, ..Objective::default() };
     let (loss, b) = gradients(trainer.decoder(), &rows, &constant);
     assert_eq!(tokens.loss, loss.loss);
-    let share = tokens.unmasked as f32 / 48.0;
+    let share = tokens.units as f32 / 48.0;
     for ((_, a), (_, b)) in a.iter().zip(&b) {
         assert!(a.iter().zip(b).all(|(a, b)| (a * share - b).abs() < 1e-6));
     }

@@ -126,3 +126,36 @@ fn changed_data_is_refused() {
     std::fs::write(room.path("train.txt"), original).unwrap();
     room.run("dense", "run", true, &[]).unwrap();
 }
+
+#[test]
+fn a_mixture_is_drawn_by_its_weights_and_goes_on_where_it_stopped() {
+    let room = Room::new(3000);
+    let recipe = std::fs::read_to_string(room.path("dense.toml")).unwrap();
+    let mixed = "\n[[data.mixture]]\nfiles = [\"held_out.txt\"]\nweight = 0.5\n";
+    std::fs::write(room.path("mixed.toml"), recipe + mixed).unwrap();
+    room.run("mixed", "whole", false, &[]).unwrap();
+    let state = std::fs::read_to_string(room.path("whole/checkpoint-8/training_state/state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    let drawn: Vec<u64> = serde_json::from_value(state["loader"]["drawn"].clone()).unwrap();
+    // Two rows from one for each from the other.
+    assert!(drawn.iter().sum::<u64>() == 32 && (20..=23).contains(&drawn[0]), "{drawn:?}");
+    room.stop_at("mixed", "parts", false, 5).unwrap();
+    room.run("mixed", "parts", true, &[]).unwrap();
+    assert_same(&room.path("whole/checkpoint-8"), &room.path("parts/checkpoint-8"));
+    for (key, says) in
+        [("weight = 0", "data.mixture.weight"), ("files = []", "data.mixture.files"), ("wieght = 1", "wieght")]
+    {
+        let mixed = format!("\n[[data.mixture]]\nfiles = [\"held_out.txt\"]\nweight = 0.5\n{key}\n");
+        let text = std::fs::read_to_string(room.path("dense.toml")).unwrap();
+        // The key given last takes the place of one given before.
+        let name = key.split(' ').next().unwrap();
+        let mixed: String = mixed
+            .lines()
+            .filter(|line| !line.starts_with(name) || *line == key)
+            .map(|line| format!("{line}\n"))
+            .collect();
+        std::fs::write(room.path("bad.toml"), text + "\n" + &mixed).unwrap();
+        let error = room.recipe("bad", &[]).unwrap_err();
+        assert!(error.is_input() && error.to_string().contains(says), "{key}: {error}");
+    }
+}

@@ -4,10 +4,11 @@
 //! as it would of a prompt, so that what is learned is what will be asked for: a turn of the assistant is what stands between the end of that prompt and the end
 //! of the turn, its end mark included. A prompt with its completion is text as it stands, without a template.
 
+mod preferences;
 mod shapes;
 
 use crate::chat::{ChatTemplate, Message, Prompt};
-use crate::packing::Example;
+use crate::packing::{Example, Group};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -53,6 +54,36 @@ impl Lesson {
         let answered = [tokenizer.encode(completion)?, vec![eos]].concat();
         let trained = (0..asked.len() + answered.len()).map(|i| i >= asked.len()).collect();
         Ok(vec![Example { ids: [asked, answered].concat(), trained, text_bytes: completion.len() as u64 }])
+    }
+}
+
+/// Two answers to one question, of which one was judged the better.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preference {
+    /// The question with the better answer, which alone is learned.
+    pub chosen: Lesson,
+    /// The question with the worse answer, which alone is learned from.
+    pub rejected: Lesson,
+}
+
+impl Preference {
+    /// Reads a line of JSON with `chosen` and `rejected` beside `prompt` (TRL), `messages`, `conversations` (ShareGPT) or `instruction` (Alpaca), or as
+    /// whole conversations (turns, or Anthropic's text of `Human:` and `Assistant:`). Where `prompt` is text there is no template.
+    ///
+    /// # Errors
+    /// What is wrong with the line, and what was expected.
+    pub fn parse(line: &str) -> std::result::Result<Self, String> {
+        preferences::parse(line)
+    }
+
+    /// The two answers as tokens, the chosen one first; see [`Conversation::examples`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn examples(&self, template: &ChatTemplate, tokenizer: &Tokenizer, most: usize) -> Result<Group> {
+        let chosen = self.chosen.examples(template, tokenizer, most)?;
+        let rejected = self.rejected.examples(template, tokenizer, most)?;
+        Ok(chosen.into_iter().chain(rejected).collect())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The shapes that lessons come in.
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Conversation, Lesson};
@@ -31,7 +32,7 @@ struct Line {
 
 /// A turn as OpenAI writes it.
 #[derive(Deserialize)]
-struct Turn {
+pub(super) struct Turn {
     role: String,
     #[serde(default)]
     content: Option<Content>,
@@ -78,7 +79,7 @@ struct Function {
 
 /// A turn as ShareGPT writes it.
 #[derive(Deserialize)]
-struct Said {
+pub(super) struct Said {
     from: String,
     value: String,
 }
@@ -99,16 +100,21 @@ impl OneOrMany {
     }
 }
 
-/// See [`Lesson::parse`].
-pub(super) fn parse(line: &str) -> Result<Lesson> {
+/// A line of JSON as `T`, which errors call `name`.
+pub(super) fn read<T: DeserializeOwned>(line: &str, name: &str) -> Result<T> {
     if line.trim_start().starts_with('[') {
         return Err("a JSON array; expected one object a line (`jq -c '.[]'` makes it so)".into());
     }
-    let line: Line = serde_json::from_str(line).map_err(|error| {
+    serde_json::from_str(line).map_err(|error| {
         let message = error.to_string();
         let what = message.split(" at line ").next().unwrap_or(&message).to_owned();
-        format!("not a conversation: {what} at column {}", error.column())
-    })?;
+        format!("not {name}: {what} at column {}", error.column())
+    })
+}
+
+/// See [`Lesson::parse`].
+pub(super) fn parse(line: &str) -> Result<Lesson> {
+    let line: Line = read(line, "a conversation")?;
     let tools = match line.tools {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(tools)) => tools,
@@ -148,7 +154,8 @@ pub(super) fn parse(line: &str) -> Result<Lesson> {
     Ok(Lesson::Chat(conversation))
 }
 
-fn from_messages(turns: Vec<Turn>) -> Result<Conversation> {
+/// Turns as OpenAI writes them.
+pub(super) fn from_messages(turns: Vec<Turn>) -> Result<Conversation> {
     let mut conversation = Conversation::new(Vec::with_capacity(turns.len()));
     for (at, turn) in turns.into_iter().enumerate() {
         if !ROLES.contains(&turn.role.as_str()) {
@@ -191,7 +198,8 @@ fn from_messages(turns: Vec<Turn>) -> Result<Conversation> {
     Ok(conversation)
 }
 
-fn from_sharegpt(said: Vec<Said>) -> Result<Conversation> {
+/// Turns as ShareGPT writes them.
+pub(super) fn from_sharegpt(said: Vec<Said>) -> Result<Conversation> {
     let mut messages = Vec::with_capacity(said.len());
     for (at, Said { from, value }) in said.into_iter().enumerate() {
         let role = match from.as_str() {
@@ -216,12 +224,16 @@ fn from_alpaca(instruction: String, input: Option<String>, answer: String, histo
     for [asked, answered] in history {
         messages.extend([Message::user(asked), Message::assistant(answered)]);
     }
-    let asked = match input.filter(|input| !input.trim().is_empty()) {
+    messages.extend([Message::user(with_input(instruction, input)), Message::assistant(answer)]);
+    Conversation::new(messages)
+}
+
+/// What Alpaca's instruction and its input ask together.
+pub(super) fn with_input(instruction: String, input: Option<String>) -> String {
+    match input.filter(|input| !input.trim().is_empty()) {
         Some(input) => format!("{instruction}\n{input}"),
         None => instruction,
-    };
-    messages.extend([Message::user(asked), Message::assistant(answer)]);
-    Conversation::new(messages)
+    }
 }
 
 fn from_ernie(src: Vec<String>, tgt: Vec<String>, label: Option<Vec<u8>>) -> Result<Conversation> {

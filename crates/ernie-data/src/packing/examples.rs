@@ -22,38 +22,51 @@ pub struct Example {
     pub text_bytes: u64,
 }
 
+/// Examples that lie in one row, one after another; often one alone, or the two answers of a preference.
+pub type Group = Vec<Example>;
+
 /// Takes examples in; [`Packer::finish`] gives the store.
 pub struct Packer {
     builder: Builder,
     /// By length; those of one length in the order they came.
-    waiting: BTreeMap<usize, VecDeque<Example>>,
+    waiting: BTreeMap<usize, VecDeque<Group>>,
     count: usize,
     cut: u64,
+    long: u64,
     silent: u64,
 }
 
 impl Packer {
     /// Packs into the rows of `builder`.
     pub fn new(builder: Builder) -> Self {
-        Self { builder, waiting: BTreeMap::new(), count: 0, cut: 0, silent: 0 }
+        Self { builder, waiting: BTreeMap::new(), count: 0, cut: 0, long: 0, silent: 0 }
     }
 
-    /// Takes an example. One longer than a row loses its end; one that then has nothing to learn is passed over.
+    /// Takes a group. An example longer than a row loses its end, and several that do not fit one are passed over: what is judged beside
+    /// another must be whole. So are those with nothing to learn in one of them.
     ///
     /// # Errors
     /// As [`Builder::piece`].
-    pub fn push(&mut self, mut example: Example) -> Result<()> {
+    pub fn push(&mut self, mut group: Group) -> Result<()> {
         let most = self.builder.seq_len();
-        if example.ids.len() > most {
+        if let [example] = &mut group[..]
+            && example.ids.len() > most
+        {
             example.ids.truncate(most);
             example.trained.truncate(most);
             self.cut += 1;
         }
-        if !example.trained.iter().skip(1).any(|&trained| trained) {
+        let length: usize = group.iter().map(|example| example.ids.len()).sum();
+        let learned = |example: &Example| example.trained.iter().skip(1).any(|&trained| trained);
+        if length > most {
+            self.long += 1;
+            return Ok(());
+        }
+        if group.is_empty() || !group.iter().all(learned) {
             self.silent += 1;
             return Ok(());
         }
-        self.waiting.entry(example.ids.len()).or_default().push_back(example);
+        self.waiting.entry(length).or_default().push_back(group);
         self.count += 1;
         if self.count > WAITING { self.row() } else { Ok(()) }
     }
@@ -71,10 +84,16 @@ impl Packer {
 
     /// One line for each kind of oddity met so far.
     pub fn notes(&self) -> Vec<String> {
+        let most = self.builder.seq_len();
         let mut notes = Vec::new();
         if self.cut > 0 {
-            let most = self.builder.seq_len();
             notes.push(format!("{} examples were longer than {most} tokens (batch.seq_len) and were cut", self.cut));
+        }
+        if self.long > 0 {
+            notes.push(format!(
+                "{} preferences do not fit {most} tokens (batch.seq_len), both answers together, and were passed over",
+                self.long
+            ));
         }
         if self.silent > 0 {
             notes.push(format!("{} examples had nothing to learn in them and were passed over", self.silent));
@@ -87,12 +106,14 @@ impl Packer {
         let mut room = self.builder.seq_len();
         while let Some((&length, _)) = self.waiting.range(..=room).next_back() {
             let Some(queue) = self.waiting.get_mut(&length) else { break };
-            let example = queue.pop_front();
+            let group = queue.pop_front();
             if queue.is_empty() {
                 self.waiting.remove(&length);
             }
-            let Some(Example { ids, trained, text_bytes }) = example else { continue };
-            self.builder.example(&ids, &trained, text_bytes)?;
+            let Some(group) = group else { continue };
+            for Example { ids, trained, text_bytes } in group {
+                self.builder.example(&ids, &trained, text_bytes)?;
+            }
             self.count -= 1;
             room -= length;
         }

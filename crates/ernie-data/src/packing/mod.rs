@@ -35,7 +35,7 @@ mod store;
 
 use serde::{Deserialize, Serialize};
 
-pub use examples::{Example, Packer};
+pub use examples::{Example, Group, Packer};
 pub(crate) use store::hex;
 pub use store::{Builder, Place, TokenStore};
 
@@ -88,6 +88,19 @@ impl Batch {
     /// Targets that carry a loss.
     pub fn unmasked(&self) -> usize {
         self.targets.iter().filter(|&&t| t != IGNORED).count()
+    }
+
+    /// The segments that carry a loss, as ranges of positions, two by two in each row: the chosen and the rejected answer of each preference.
+    pub fn pairs(&self) -> Vec<[std::ops::Range<usize>; 2]> {
+        let mut start = 0;
+        let segments = self.lengths.iter().map(|length| {
+            start += length;
+            start - length..start
+        });
+        let learned = segments.filter(|segment| self.targets[segment.clone()].iter().any(|&target| target != IGNORED));
+        let learned: Vec<_> = learned.collect();
+        let rows = learned.chunk_by(|a, b| a.start / self.seq_len == b.start / self.seq_len);
+        rows.flat_map(|row| row.chunks_exact(2)).map(|pair| [pair[0].clone(), pair[1].clone()]).collect()
     }
 
     /// Positions counted from 0 in each segment, flat as `ids`.

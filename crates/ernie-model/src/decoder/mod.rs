@@ -135,6 +135,11 @@ impl Decoder {
         Ok(ops::head_cross_entropy(hidden, self.lm_head.weight(), targets, factor)?)
     }
 
+    /// As [`Self::loss`], with a factor of its own for each token: `factors: [T]`.
+    pub fn weighted_loss(&self, hidden: &Value, targets: &[i64], factors: &[f32]) -> Result<CrossEntropy> {
+        Ok(ops::weighted_head_cross_entropy(hidden, self.lm_head.weight(), targets, factors)?)
+    }
+
     /// Every trainable parameter under its published name, in a fixed order; a tied head once.
     ///
     /// Without matrices in a model that was loaded to run ([`load`]).

@@ -20,9 +20,9 @@ const ROWS: [usize; 2] = [128, 512];
 
 /// What the head and loss give.
 pub struct CrossEntropy {
-    /// The sum of the losses of counted rows, in nats, times the factor.
+    /// The sum of the losses of counted rows, in nats, each times its factor.
     pub loss: Value,
-    /// Each row's loss in nats, without the factor; 0 where ignored.
+    /// Each row's loss in nats, without its factor; 0 where ignored.
     pub rows: Vec<f32>,
     /// How many rows counted.
     pub counted: usize,
@@ -38,11 +38,38 @@ pub struct CrossEntropy {
 /// [`crate::Error::Shape`] if a target is neither [`IGNORED`] nor below `V`, or if the head is not a
 /// parameter while a gradient is wanted through it.
 pub fn head_cross_entropy(hidden: &Value, head: &Weight, targets: &[i64], factor: f64) -> Result<CrossEntropy> {
+    cross_entropy(hidden, head, targets, factor, None)
+}
+
+/// As [`head_cross_entropy`], with a factor of its own for each row: `Σ_t factors[t] · −log softmax(hidden_t · Wᵀ)[target_t]`.
+///
+/// # Shapes
+/// `factors: [T]`; any sign, finite.
+///
+/// # Errors
+/// As there.
+pub fn weighted_head_cross_entropy(
+    hidden: &Value,
+    head: &Weight,
+    targets: &[i64],
+    factors: &[f32],
+) -> Result<CrossEntropy> {
+    cross_entropy(hidden, head, targets, 1.0, Some(factors))
+}
+
+fn cross_entropy(
+    hidden: &Value,
+    head: &Weight,
+    targets: &[i64],
+    factor: f64,
+    factors: Option<&[f32]>,
+) -> Result<CrossEntropy> {
     let op = "head_cross_entropy";
     let (rows, width, vocab) = (hidden.dim(0), hidden.dim(1), head.out_features());
     ensure(targets.len() == rows && width == head.in_features() && width > 0, op, || {
         format!("hidden {:?}, head [{vocab}, {}], {} targets", hidden.shape(), head.in_features(), targets.len())
     })?;
+    ensure(factors.is_none_or(|factors| factors.len() == rows), op, || format!("a factor for each of {rows} rows"))?;
     if let Some(target) = targets.iter().find(|&&t| t != IGNORED && !(0..vocab as i64).contains(&t)) {
         return Err(crate::Error::shape(op, format!("target {target} in a vocabulary of {vocab}")));
     }
@@ -76,6 +103,10 @@ pub fn head_cross_entropy(hidden: &Value, head: &Weight, targets: &[i64], factor
         kernel::forward_backward(logits, &targets[start..end], vocab, 1.0, &mut losses[start..end]);
         if let (true, Some(weight)) = (recorded, &weight) {
             // The kernel has left the gradient where the logits were.
+            let rows = factors.map_or(&[][..], |factors| &factors[start..end]);
+            for (row, &factor) in logits.chunks_exact_mut(vocab).zip(rows) {
+                elementwise::scale(row, factor);
+            }
             let (logits, dhidden) = (Floats::F32(logits), dhidden.view_mut().part_mut(start * width..end * width));
             products.add_input_gradient(logits, &weight.slice()?, dhidden, shape, false);
             if trained {
@@ -84,7 +115,9 @@ pub fn head_cross_entropy(hidden: &Value, head: &Weight, targets: &[i64], factor
         }
     }
     drop(input);
-    let total: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
+    let weighed =
+        |(row, &loss): (usize, &f32)| f64::from(loss) * factors.map_or(1.0, |factors| f64::from(factors[row]));
+    let total: f64 = losses.iter().enumerate().map(weighed).sum();
     let counted = targets.iter().filter(|&&target| target != IGNORED).count();
     let shape = [rows, width];
     let loss = Value::from_op(tensor(vec![(factor * total) as f32], &[1])?, &parents, move |seed| {

@@ -73,8 +73,13 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 
 /// `Σ_t −log softmax(hidden_t · Wᵀ)[target_t]`, every row counted.
 pub fn head_cross_entropy(hidden: &Tensor, head: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    token_losses(hidden, head, targets)?.sum_all()
+}
+
+/// `−log softmax(hidden_t · Wᵀ)[target_t]` of every row. `[T, 1]`.
+pub fn token_losses(hidden: &Tensor, head: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let p = softmax(&linear(hidden, head)?)?;
-    p.gather(&targets.unsqueeze(1)?, 1)?.log()?.sum_all()?.neg()
+    p.gather(&targets.unsqueeze(1)?, 1)?.log()?.neg()
 }
 
 /// The weights of chosen experts: `p` of the chosen over their sum. `indices: [T, k]`.

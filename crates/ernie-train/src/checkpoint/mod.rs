@@ -30,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::optimizer::AdamW;
 
 pub(crate) use load::{read_recipe, restore};
+pub(crate) use save::bytes;
 pub use save::{Snapshot, save};
 
 /// Version of the layout of `training_state/`.

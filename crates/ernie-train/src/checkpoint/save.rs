@@ -115,7 +115,7 @@ fn moments(path: &Path, optimizer: &AdamW) -> Result<()> {
 }
 
 /// Little-endian bytes, without a copy where memory lies so already.
-pub(super) fn bytes(values: &[f32]) -> Cow<'_, [u8]> {
+pub(crate) fn bytes(values: &[f32]) -> Cow<'_, [u8]> {
     if cfg!(target_endian = "little") {
         Cow::Borrowed(bytemuck::cast_slice(values))
     } else {

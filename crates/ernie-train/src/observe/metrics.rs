@@ -40,6 +40,18 @@ pub struct MetricsLine {
     /// What the router terms added to what was minimised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router_loss: Option<f64>,
+    /// Share of the step's pairs of answers that stood right before it, and their mean margin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// See `accuracy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
+    /// Share of the held-out pairs that stand right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_accuracy: Option<f64>,
+    /// Share of the held-out pairs whose chosen answer is the likelier one, whatever the reference says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_likelier: Option<f64>,
     /// The routers' balance, a MoE layer each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub router: Vec<RouterBalance>,
@@ -47,6 +59,7 @@ pub struct MetricsLine {
 
 impl From<&StepReport> for MetricsLine {
     fn from(report: &StepReport) -> Self {
+        let held_out = report.evaluation.and_then(|evaluation| evaluation.preferred);
         Self {
             step: report.step,
             tokens: report.tokens,
@@ -55,7 +68,11 @@ impl From<&StepReport> for MetricsLine {
             grad_norm: report.grad_norm,
             tokens_per_s: report.tokens_per_s,
             val_loss: report.evaluation.map(|evaluation| evaluation.loss),
-            val_bits_per_byte: report.evaluation.map(|evaluation| evaluation.bits_per_byte),
+            val_bits_per_byte: report.evaluation.and_then(|evaluation| evaluation.bits_per_byte),
+            accuracy: report.preferred.map(|preferred| preferred.accuracy()),
+            margin: report.preferred.map(|preferred| preferred.margin()),
+            val_accuracy: held_out.map(|preferred| preferred.accuracy()),
+            val_likelier: held_out.map(|preferred| preferred.likelier_share()),
             router_loss: (!report.router.is_empty()).then_some(report.router_loss),
             router: report.router.clone(),
         }
@@ -141,8 +158,13 @@ mod tests {
     use crate::observe::Evaluation;
 
     fn report(step: u64) -> StepReport {
-        let evaluation =
-            step.is_multiple_of(2).then_some(Evaluation { loss: 2.5, bits_per_byte: 1.5, tokens: 9, text_bytes: 20 });
+        let evaluation = step.is_multiple_of(2).then_some(Evaluation {
+            loss: 2.5,
+            bits_per_byte: Some(1.5),
+            tokens: 9,
+            text_bytes: 20,
+            preferred: None,
+        });
         StepReport {
             step,
             tokens: step * 10,

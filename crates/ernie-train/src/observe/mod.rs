@@ -81,7 +81,7 @@ pub struct StepReport {
     pub steps: u64,
     /// Positions seen since the run began, this step's included.
     pub tokens: u64,
-    /// Mean loss of the step's unmasked tokens, in nats.
+    /// Mean loss of the step's unmasked tokens, in nats, or of its pairs of answers.
     pub loss: f64,
     /// What the router terms added to what was minimised.
     pub router_loss: f64,
@@ -95,8 +95,56 @@ pub struct StepReport {
     pub seconds: f64,
     /// The routers' balance over the whole step, a MoE layer each.
     pub router: Vec<RouterBalance>,
+    /// How the step's pairs of answers stood before it, where there are pairs.
+    pub preferred: Option<Preferred>,
     /// The held-out loss, on evaluation steps.
     pub evaluation: Option<Evaluation>,
+}
+
+/// How pairs of answers stand, of which one was judged the better.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Preferred {
+    /// Pairs.
+    pub pairs: u64,
+    /// Those whose chosen answer has gained more than the rejected one (without a reference: has the larger reward).
+    pub right: u64,
+    /// Those whose chosen answer is the likelier one, whatever the reference says.
+    pub likelier: u64,
+    /// Sum of the margins.
+    pub margin_sum: f64,
+}
+
+impl Preferred {
+    pub(crate) fn add(&mut self, margin: f64, likelier: bool) {
+        self.join(&Self {
+            pairs: 1,
+            right: u64::from(margin > 0.0),
+            likelier: u64::from(likelier),
+            margin_sum: margin,
+        });
+    }
+
+    pub(crate) fn join(&mut self, other: &Self) {
+        self.pairs += other.pairs;
+        self.right += other.right;
+        self.likelier += other.likelier;
+        self.margin_sum += other.margin_sum;
+    }
+
+    /// Share of pairs that stand right.
+    pub fn accuracy(&self) -> f64 {
+        self.right as f64 / self.pairs.max(1) as f64
+    }
+
+    /// Share of pairs whose chosen answer is the likelier one.
+    pub fn likelier_share(&self) -> f64 {
+        self.likelier as f64 / self.pairs.max(1) as f64
+    }
+
+    /// Mean margin.
+    pub fn margin(&self) -> f64 {
+        self.margin_sum / self.pairs.max(1) as f64
+    }
 }
 
 /// The held-out loss.
@@ -104,8 +152,12 @@ pub struct StepReport {
 pub struct Evaluation {
     /// Mean loss of the unmasked tokens, in nats.
     pub loss: f64,
-    /// The same in bits a byte of text, the ends of documents paid for.
-    pub bits_per_byte: f64,
+    /// The same in bits a byte of text, the ends of documents paid for; none where pairs of answers are compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<f64>,
+    /// How pairs of answers stood.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferred: Option<Preferred>,
     /// Unmasked tokens read.
     pub tokens: u64,
     /// Bytes of text they stand for.

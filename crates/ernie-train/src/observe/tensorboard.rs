@@ -97,7 +97,17 @@ impl Observer for EventsWriter {
         add("train/tokens_per_s".into(), report.tokens_per_s);
         if let Some(evaluation) = report.evaluation {
             add("val/loss".into(), evaluation.loss);
-            add("val/bits_per_byte".into(), evaluation.bits_per_byte);
+            if let Some(bits) = evaluation.bits_per_byte {
+                add("val/bits_per_byte".into(), bits);
+            }
+            if let Some(preferred) = evaluation.preferred {
+                add("val/accuracy".into(), preferred.accuracy());
+                add("val/margin".into(), preferred.margin());
+            }
+        }
+        if let Some(preferred) = report.preferred {
+            add("train/accuracy".into(), preferred.accuracy());
+            add("train/margin".into(), preferred.margin());
         }
         for router in &report.router {
             let layer = router.layer;

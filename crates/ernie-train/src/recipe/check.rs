@@ -58,7 +58,8 @@ fn model(recipe: &Recipe, problems: &mut Problems) {
 fn data(recipe: &Recipe, problems: &mut Problems) {
     let data = &recipe.data;
     problems.expect(!data.train.is_empty(), "data.train", || "expected at least one glob, or \"bundled\"".into());
-    for (key, globs) in [("data.train", &data.train), ("data.held_out", &data.held_out)] {
+    let mixed = data.mixture.iter().map(|source| ("data.mixture.files", &source.files));
+    for (key, globs) in [("data.train", &data.train), ("data.held_out", &data.held_out)].into_iter().chain(mixed) {
         for pattern in globs {
             problems.expect(!pattern.is_empty(), key, || "a glob is empty".into());
             if let Err(error) = glob::Pattern::new(pattern) {
@@ -68,7 +69,16 @@ fn data(recipe: &Recipe, problems: &mut Problems) {
     }
     let named = !data.text_fields.is_empty() && data.text_fields.iter().all(|field| !field.is_empty());
     problems.expect(named, "data.text_fields", || "expected the names of fields".into());
-    if recipe.objective.kind == ObjectiveKind::Sft {
+    for source in &data.mixture {
+        problems.expect(!source.files.is_empty(), "data.mixture.files", || "expected at least one glob".into());
+        problems.expect(source.weight > 0.0 && source.weight <= 1e6, "data.mixture.weight", || {
+            format!("expected a number above 0 and at most 1000000, got {}", source.weight)
+        });
+        let named = source.text_fields.iter().flatten().all(|field| !field.is_empty());
+        problems.expect(named, "data.mixture.text_fields", || "expected the names of fields".into());
+    }
+    problems.count("data.mixture", data.mixture.len(), 0);
+    if recipe.objective.kind != ObjectiveKind::Lm {
         problems.expect(matches!(data.tokenizer, TokenizerSource::Model(_)), "data.tokenizer", || {
             "conversations need a tokenizer that knows the marks of turns; expected a path or a MODEL".into()
         });
@@ -132,6 +142,11 @@ fn optimisation(recipe: &Recipe, problems: &mut Problems) {
     });
 
     let objective = &recipe.objective;
+    problems.expect(objective.beta > 0.0 && objective.beta <= 1e6, "objective.beta", || {
+        format!("expected a number above 0 and at most 1000000, got {}", objective.beta)
+    });
+    problems.range("objective.simpo_margin", objective.simpo_margin, 0.0, f64::MAX);
+    problems.range("objective.sft_weight", objective.sft_weight, 0.0, f64::MAX);
     problems.range("objective.router_bias_rate", objective.router_bias_rate, 0.0, f64::MAX);
     problems.range("objective.router_balance", objective.router_balance, 0.0, f64::MAX);
     problems.range("objective.router_z", objective.router_z, 0.0, f64::MAX);

@@ -158,15 +158,11 @@ fn resolve_paths(table: &mut Table, folder: &Path) {
     }
     if let Some(Value::Table(data)) = table.get_mut("data") {
         for key in ["train", "held_out"] {
-            match data.get_mut(key) {
-                Some(Value::String(glob)) => resolve_glob(glob, folder),
-                Some(Value::Array(globs)) => globs.iter_mut().for_each(|value| {
-                    if let Value::String(glob) = value {
-                        resolve_glob(glob, folder);
-                    }
-                }),
-                _ => {}
-            }
+            data.get_mut(key).into_iter().for_each(|globs| resolve_globs(globs, folder));
+        }
+        let mixed = data.get_mut("mixture").and_then(Value::as_array_mut).into_iter().flatten();
+        for source in mixed.filter_map(Value::as_table_mut) {
+            source.get_mut("files").into_iter().for_each(|globs| resolve_globs(globs, folder));
         }
         if let Some(Value::String(path)) = data.get_mut("tokenizer") {
             resolve_one(path, folder, false);
@@ -179,6 +175,15 @@ fn resolve_one(path: &mut String, folder: &Path, always: bool) {
     let joined = folder.join(&*path);
     if !path.is_empty() && !path.starts_with("preset:") && (always || path.starts_with('.') || joined.exists()) {
         *path = joined.display().to_string();
+    }
+}
+
+/// One glob or a list of them.
+fn resolve_globs(globs: &mut Value, folder: &Path) {
+    match globs {
+        Value::String(glob) => resolve_glob(glob, folder),
+        Value::Array(globs) => globs.iter_mut().for_each(|glob| resolve_globs(glob, folder)),
+        _ => {}
     }
 }
 

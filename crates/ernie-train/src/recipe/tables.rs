@@ -62,6 +62,29 @@ pub struct Data {
     /// The fields (JSONL) or columns (Parquet) that hold the text, joined by a line break.
     #[serde(deserialize_with = "one_or_many")]
     pub text_fields: Vec<String>,
+    /// Further sources, each drawn from at its own rate.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mixture: Vec<MixedIn>,
+}
+
+/// `[[data.mixture]]`: a source beside `data.train`; replayed general text, say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MixedIn {
+    /// Globs of its files.
+    #[serde(deserialize_with = "one_or_many")]
+    pub files: Vec<String>,
+    /// Rows drawn from it for each row drawn from `data.train`.
+    pub weight: f64,
+    /// As `data.format`, which it is by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// As `data.documents`, which it is by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub documents: Option<Documents>,
+    /// As `data.text_fields`, which they are by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_fields: Option<Vec<String>>,
 }
 
 impl Default for Data {
@@ -73,6 +96,7 @@ impl Default for Data {
             format: Format::Auto,
             documents: Documents::File,
             text_fields: vec!["text".into()],
+            mixture: Vec::new(),
         }
     }
 }
@@ -137,6 +161,21 @@ pub enum ObjectiveKind {
     Lm,
     /// The same over conversations, of which the assistant's turns alone carry a loss (supervised fine-tuning).
     Sft,
+    /// Of two answers to a question, the one that was judged the better (direct preference optimisation).
+    Dpo,
+}
+
+/// What a pair of answers costs; see [`crate`]'s objectives for the formulas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PreferenceLoss {
+    /// DPO as published (arXiv:2305.18290).
+    #[default]
+    Sigmoid,
+    /// A square around a fixed margin (arXiv:2310.12036).
+    Ipo,
+    /// Without a reference (arXiv:2405.14734).
+    Simpo,
 }
 
 /// What the summed loss of a step is divided by.
@@ -158,6 +197,14 @@ pub struct Objective {
     pub kind: ObjectiveKind,
     /// What the summed loss is divided by.
     pub normalise: Normalise,
+    /// `dpo`: what a pair of answers costs.
+    pub preference: PreferenceLoss,
+    /// `dpo`: how closely the model is held to the reference, or the scale of the reward without one.
+    pub beta: f64,
+    /// `dpo` with `simpo`: the margin wanted.
+    pub simpo_margin: f64,
+    /// `dpo`: weight of the chosen answer's own loss beside the preference, 0 = off.
+    pub sft_weight: f64,
     /// Step of the correction bias after each optimiser step, 0 = off.
     pub router_bias_rate: f64,
     /// Weight of the auxiliary balance loss, 0 = off.
@@ -168,11 +215,22 @@ pub struct Objective {
     pub router_orthogonal: f64,
 }
 
+impl Objective {
+    /// Whether the loss compares with the model before the first step.
+    pub fn asks_reference(&self) -> bool {
+        self.kind == ObjectiveKind::Dpo && self.preference != PreferenceLoss::Simpo
+    }
+}
+
 impl Default for Objective {
     fn default() -> Self {
         Self {
             kind: ObjectiveKind::Lm,
             normalise: Normalise::Tokens,
+            preference: PreferenceLoss::Sigmoid,
+            beta: 0.1,
+            simpo_margin: 0.5,
+            sft_weight: 0.0,
             router_bias_rate: 0.001,
             router_balance: 1e-5,
             router_z: 0.0,

@@ -168,8 +168,15 @@ impl Observer for Watch {
 
 /// `step 100: held-out loss 4.123, 2.41 bits per byte`.
 fn evaluation_line(step: u64, evaluation: &Evaluation) -> String {
-    let bits = format!(", {:.3} bits per byte", evaluation.bits_per_byte);
-    format!("step {step}: held-out loss {:.3}{bits}", evaluation.loss)
+    let mut line = format!("step {step}: held-out loss {:.3}", evaluation.loss);
+    if let Some(bits) = evaluation.bits_per_byte {
+        line += &format!(", {bits:.3} bits per byte");
+    }
+    if let Some(preferred) = evaluation.preferred {
+        let shares = [preferred.accuracy(), preferred.likelier_share()].map(|share| 100.0 * share);
+        line += &format!(", {:.1} % of {} pairs right, {:.1} % likelier", shares[0], preferred.pairs, shares[1]);
+    }
+    line
 }
 
 /// How many times its even share the busiest expert of any layer got; `None` in a dense model.
