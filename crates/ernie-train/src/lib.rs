@@ -22,6 +22,7 @@
 //! # Ok::<(), ernie_train::Error>(())
 //! ```
 
+pub mod average;
 pub mod balance;
 pub mod checkpoint;
 mod error;
@@ -34,11 +35,12 @@ pub mod recipe;
 mod reference;
 mod run;
 pub mod schedule;
+pub mod standing;
 pub mod step;
 
 pub use error::{Error, ErrorKind, Result};
 pub use evaluate::evaluate;
-pub use observe::{Evaluation, Finished, Observer, Outcome, Saved, Started, StepReport};
+pub use observe::{Evaluation, Finished, Observer, Outcome, Recovered, Saved, Started, StepReport};
 pub use recipe::Recipe;
 pub use run::{Options, Trainer};
 

@@ -14,12 +14,14 @@ use ernie_files::gguf::Gguf;
 use ernie_model::weights::Weights;
 use ernie_model::{Loaded, ModelConfig, ModelSource, WeightsAs};
 
+use crate::average::Average;
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::optimizer::AdamW;
 use crate::recipe::{BUNDLED, Data, ObjectiveKind, Recipe, TokenizerSource};
 use crate::reference::{self, References};
 use crate::run::{Options, Trainer};
+use crate::standing::Standing;
 
 /// See [`Trainer::prepare`].
 pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> {
@@ -76,9 +78,13 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
     let (ratio, is_b) = (recipe.adapter.b_lr_ratio, |name: &str| name.ends_with(".lora_B.weight"));
     let mut optimizer =
         AdamW::new(&decoder.trained(), &recipe.optimizer).with_lr_share(|name| if is_b(name) { ratio } else { 1.0 });
-    let (mut step, mut tokens) = (0, 0);
+    let mut average = match recipe.optimizer.ema {
+        0.0 => None,
+        decay => Some(Average::new(&decoder.trained(), decay)?),
+    };
+    let (mut step, mut tokens, mut standing) = (0, 0, Standing::default());
     if let Some(path) = &newest {
-        let state = checkpoint::restore(path, &decoder, &mut optimizer)?;
+        let state = checkpoint::restore(path, &decoder, &mut optimizer, average.as_mut())?;
         if state.base_crc32c != base_crc32c {
             let name = recipe.model.weights.as_deref().unwrap_or_default();
             let message =
@@ -86,7 +92,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
             return Err(Error::Resume { path: path.clone(), message });
         }
         loader.restore(&state.loader).map_err(|error| resume_error(error, path))?;
-        (step, tokens) = (state.step, state.tokens);
+        (step, tokens, standing) = (state.step, state.tokens, state.standing);
     }
     if step > recipe.schedule.steps {
         let message =
@@ -109,6 +115,9 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
         held_out,
         references,
         optimizer,
+        average,
+        standing,
+        failures: 0,
         step,
         tokens,
         newest,

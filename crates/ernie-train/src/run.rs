@@ -13,17 +13,22 @@ use ernie_data::{HeldOut, Loader};
 use ernie_model::Decoder;
 use ernie_model::weights::Kept;
 
+use crate::average::Average;
 use crate::checkpoint::{self, Snapshot, State};
 use crate::error::{Error, Result};
 use crate::evaluate::evaluate_beside;
 use crate::observe::{
-    Evaluation, EventsWriter, Finished, MetricsWriter, Observer, Outcome, Saved, Started, StepReport,
+    Evaluation, EventsWriter, Finished, MetricsWriter, Observer, Outcome, Recovered, Saved, Started, StepReport,
 };
 use crate::optimizer::AdamW;
 use crate::prepare;
-use crate::recipe::Recipe;
+use crate::recipe::{OnNan, Recipe};
 use crate::reference::References;
+use crate::standing::Standing;
 use crate::{schedule, step};
+
+/// Steps in a row that may come to nothing before the run ends.
+const MOST_FAILURES: u32 = 10;
 
 /// What a run needs beside its recipe.
 pub struct Options<'a> {
@@ -49,6 +54,10 @@ pub struct Trainer {
     pub(crate) held_out: Option<HeldOut>,
     pub(crate) references: References,
     pub(crate) optimizer: AdamW,
+    pub(crate) average: Option<Average>,
+    pub(crate) standing: Standing,
+    /// Steps in a row that came to nothing.
+    pub(crate) failures: u32,
     pub(crate) step: u64,
     pub(crate) tokens: u64,
     pub(crate) newest: Option<PathBuf>,
@@ -72,7 +81,7 @@ impl Trainer {
     /// The run's own observers (`metrics.jsonl`, TensorBoard events) are told first, then `observers` in order.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] when the loss or the gradient is not a number: the last checkpoint is untouched. Errors of observers and disk.
+    /// [`Error::NotFinite`] when the loss or the gradient is not a number and the recipe does not go on all the same: the last checkpoint is untouched. Errors of observers and disk.
     pub fn run(&mut self, observers: &mut [&mut dyn Observer], stop: &AtomicBool) -> Result<Finished> {
         let began = Instant::now();
         let mut metrics = MetricsWriter::open(&self.out, self.step)?;
@@ -89,10 +98,23 @@ impl Trainer {
                 outcome = Outcome::Interrupted;
                 break;
             }
-            let mut report = self.step()?;
+            if self.standing.is_over(self.recipe.evaluation.patience) {
+                outcome = Outcome::Stale;
+                break;
+            }
+            let mut report = match self.step() {
+                Err(error) => {
+                    let recovered = self.recover(error)?;
+                    tell(&mut watchers, |watcher| watcher.recovered(&recovered))?;
+                    continue;
+                }
+                Ok(report) => report,
+            };
+            let mut best = false;
             if self.is_due(self.recipe.evaluation.every)
                 && let Some(measured) = self.evaluate()?
             {
+                best = self.standing.judge(self.step, measured.loss);
                 tell(&mut watchers, |watcher| watcher.evaluated(report.step, &measured))?;
                 report.evaluation = Some(measured);
                 evaluation = Some(measured);
@@ -100,11 +122,11 @@ impl Trainer {
             tell(&mut watchers, |watcher| watcher.step(&report))?;
             let last = self.step == self.recipe.schedule.steps;
             let every = self.recipe.checkpoint.every;
-            if last || (every > 0 && self.step.is_multiple_of(every)) {
+            if last || (every > 0 && self.step.is_multiple_of(every)) || (best && self.recipe.checkpoint.keep_best) {
                 self.save_and_tell(&mut watchers)?;
             }
         }
-        if outcome == Outcome::Interrupted && self.step > 0 {
+        if outcome != Outcome::Complete && self.step > 0 {
             self.save_and_tell(&mut watchers)?;
         }
         let finished = Finished {
@@ -114,6 +136,7 @@ impl Trainer {
             seconds: began.elapsed().as_secs_f64(),
             checkpoint: self.newest.clone(),
             evaluation,
+            best: self.standing.best,
         };
         tell(&mut watchers, |watcher| watcher.finished(&finished))?;
         Ok(finished)
@@ -150,6 +173,11 @@ impl Trainer {
             self.loader.record(&batch.places, losses);
         }
 
+        if let Some(average) = &mut self.average {
+            average.update(number)?;
+        }
+
+        self.failures = 0;
         self.step = number;
         self.tokens += positions as u64;
         let seconds = began.elapsed().as_secs_f64();
@@ -169,11 +197,39 @@ impl Trainer {
         })
     }
 
+    /// Goes on after a step that came to nothing, as the recipe has it: past its batch, or back to the last checkpoint and on with other data.
+    ///
+    /// # Errors
+    /// The one it was called with, if the recipe says so, it is of another kind, there is no checkpoint to go back to, or it is the tenth in a row.
+    fn recover(&mut self, error: Error) -> Result<Recovered> {
+        let Error::NotFinite { step, what, value, .. } = &error else { return Err(error) };
+        let (step, what, value) = (*step, what.clone(), *value);
+        self.failures += 1;
+        let newest = self.newest.clone();
+        match (self.recipe.optimizer.on_nan, newest) {
+            _ if self.failures >= MOST_FAILURES => return Err(error),
+            (OnNan::Skip, _) => {}
+            (OnNan::Rollback, Some(path)) => {
+                // The data go on from where they are: the same ones would end alike.
+                let average = self.average.as_mut();
+                let state = checkpoint::restore(&path, &self.decoder, &mut self.optimizer, average)?;
+                (self.step, self.tokens, self.standing) = (state.step, state.tokens, state.standing);
+            }
+            (OnNan::Stop | OnNan::Rollback, _) => return Err(error),
+        }
+        Ok(Recovered { step, what, value, back_to: self.step })
+    }
+
     /// The held-out loss now; `None` where nothing is held out.
     pub fn evaluate(&mut self) -> Result<Option<Evaluation>> {
         let (objective, reference) = (&self.recipe.objective, &self.references.held_out);
-        let held_out = self.held_out.as_mut();
-        held_out.map(|held_out| evaluate_beside(&self.decoder, held_out, objective, reference)).transpose()
+        let Some(held_out) = &mut self.held_out else { return Ok(None) };
+        let mut measure = || evaluate_beside(&self.decoder, held_out, objective, reference);
+        match &mut self.average {
+            Some(average) => average.instead(measure),
+            None => measure(),
+        }
+        .map(Some)
     }
 
     /// Saves a checkpoint of the state now, and removes the oldest beyond `checkpoint.keep`.
@@ -189,6 +245,7 @@ impl Trainer {
         }
         let state = State {
             base_crc32c: self.base_crc32c,
+            standing: self.standing,
             ..State::new(self.step, self.tokens, &self.optimizer, &self.loader, &self.commit)
         };
         let snapshot = Snapshot {
@@ -197,11 +254,16 @@ impl Trainer {
             kept: &self.kept,
             tokenizer: &self.tokenizer,
             optimizer: &self.optimizer,
+            average: self.average.as_mut(),
             state: &state,
         };
-        let path = checkpoint::save(&self.out, &snapshot)?;
+        let path = checkpoint::save(&self.out, snapshot)?;
         self.newest = Some(path.clone());
-        checkpoint::keep_newest(&self.out, self.recipe.checkpoint.keep)?;
+        let best = self.standing.best.filter(|_| self.recipe.checkpoint.keep_best);
+        if best.is_some() {
+            self.standing.write(&self.out)?;
+        }
+        checkpoint::keep_newest(&self.out, self.recipe.checkpoint.keep, best.map(|best| best.step))?;
         Ok(path)
     }
 

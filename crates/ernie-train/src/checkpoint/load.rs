@@ -7,13 +7,19 @@ use ernie_files::{Checkpoint, Dtype};
 use ernie_model::Decoder;
 use ernie_model::decoder::bias_name;
 
-use super::{MASTERS_FILE, MOMENTS_FILE, RECIPE_FILE, STATE_FILE, STATE_FOLDER, State, read_state};
+use super::{AVERAGE_FILE, MASTERS_FILE, MOMENTS_FILE, RECIPE_FILE, STATE_FILE, STATE_FOLDER, State, read_state};
+use crate::average::Average;
 use crate::error::{Error, Result};
 use crate::optimizer::AdamW;
 use crate::recipe::Recipe;
 
-/// Puts masters, correction biases and moments back, and gives the state.
-pub(crate) fn restore(path: &Path, decoder: &Decoder, optimizer: &mut AdamW) -> Result<State> {
+/// Puts masters, correction biases, moments and the average back, and gives the state.
+pub(crate) fn restore(
+    path: &Path,
+    decoder: &Decoder,
+    optimizer: &mut AdamW,
+    average: Option<&mut Average>,
+) -> Result<State> {
     let training = path.join(STATE_FOLDER);
     let state = read_state(path)?
         .ok_or_else(|| Error::state(&training.join(STATE_FILE), "no readable training state, expected one"))?;
@@ -45,6 +51,11 @@ pub(crate) fn restore(path: &Path, decoder: &Decoder, optimizer: &mut AdamW) -> 
         }
     })?;
     moments.finish()?;
+    if let Some(average) = average {
+        let mut averages = Tensors::open(&training.join(AVERAGE_FILE))?;
+        average.restore(|name, shape, values| averages.read(name, shape, values))?;
+        averages.finish()?;
+    }
     Ok(state)
 }
 

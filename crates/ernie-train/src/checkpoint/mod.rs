@@ -7,6 +7,7 @@
 //!   training_state/
 //!     masters.safetensors    every trained tensor and correction bias, f32
 //!     moments.safetensors    NAME.first and NAME.second for every trained tensor
+//!     average.safetensors    of a run with `optimizer.ema`: the running average of every trained tensor, which is what is published
 //!     recipe.toml            the resolved recipe
 //!     state.json             step, loader position, commit, and the size of every file: written last
 //! ```
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::optimizer::AdamW;
+use crate::standing::Standing;
 
 pub(crate) use load::{read_recipe, restore};
 pub(crate) use save::bytes;
@@ -45,6 +47,7 @@ pub const ADAPTER_FOLDER: &str = "adapter";
 const STATE_FILE: &str = "state.json";
 const MASTERS_FILE: &str = "masters.safetensors";
 const MOMENTS_FILE: &str = "moments.safetensors";
+const AVERAGE_FILE: &str = "average.safetensors";
 const RECIPE_FILE: &str = "recipe.toml";
 
 /// A state file holds a mark for every data file, and there may be many.
@@ -68,6 +71,9 @@ pub struct State {
     /// crc32c of the weights that an adapter was trained beside; none where all of the model is trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_crc32c: Option<u32>,
+    /// The best held-out loss so far, and how long ago it was.
+    #[serde(default)]
+    pub standing: Standing,
     /// Size in bytes of every file of the checkpoint but this one, by its path inside it.
     #[serde(default)]
     pub files: BTreeMap<String, u64>,
@@ -84,6 +90,7 @@ impl State {
             loader: loader.state(),
             commit: commit.to_owned(),
             base_crc32c: None,
+            standing: Standing::default(),
             files: BTreeMap::new(),
         }
     }
@@ -136,15 +143,15 @@ pub fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// Removes the oldest complete checkpoints beyond the newest `keep`; 0 keeps all.
-pub fn keep_newest(run: &Path, keep: usize) -> Result<()> {
+/// Removes the oldest complete checkpoints beyond the newest `keep`, but for that of step `best`; 0 keeps all.
+pub fn keep_newest(run: &Path, keep: usize, best: Option<u64>) -> Result<()> {
     if keep == 0 {
         return Ok(());
     }
     let all = list(run)?;
     let mut whole = Vec::new();
-    for (_, path) in all {
-        if complete(&path)? {
+    for (step, path) in all {
+        if best != Some(step) && complete(&path)? {
             whole.push(path);
         }
     }

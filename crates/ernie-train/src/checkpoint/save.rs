@@ -12,8 +12,10 @@ use ernie_model::Decoder;
 use ernie_model::weights::{Kept, SaveAs, write_adapter};
 
 use super::{
-    ADAPTER_FOLDER, MASTERS_FILE, MOMENTS_FILE, RECIPE_FILE, STATE_FILE, STATE_FOLDER, State, complete, discard,
+    ADAPTER_FOLDER, AVERAGE_FILE, MASTERS_FILE, MOMENTS_FILE, RECIPE_FILE, STATE_FILE, STATE_FOLDER, State, complete,
+    discard,
 };
+use crate::average::Average;
 use crate::error::{Error, Result};
 use crate::optimizer::AdamW;
 use crate::recipe::{Float, Recipe};
@@ -30,6 +32,8 @@ pub struct Snapshot<'a> {
     pub tokenizer: &'a Tokenizer,
     /// The optimiser.
     pub optimizer: &'a AdamW,
+    /// The running average of the weights, which is then what is published.
+    pub average: Option<&'a mut Average>,
     /// Step, position and marks.
     pub state: &'a State,
 }
@@ -38,7 +42,7 @@ pub struct Snapshot<'a> {
 ///
 /// # Errors
 /// From the disk, a full one included; everything saved before is untouched then.
-pub fn save(run: &Path, snapshot: &Snapshot<'_>) -> Result<PathBuf> {
+pub fn save(run: &Path, mut snapshot: Snapshot<'_>) -> Result<PathBuf> {
     let path = run.join(format!("checkpoint-{}", snapshot.state.step));
     if path.exists() {
         if complete(&path)? {
@@ -50,7 +54,13 @@ pub fn save(run: &Path, snapshot: &Snapshot<'_>) -> Result<PathBuf> {
     let training = folder.path().join(STATE_FOLDER);
     std::fs::create_dir(&training).map_err(|error| Error::io(&training, "cannot be created", error))?;
 
-    published(folder.path(), snapshot)?;
+    match snapshot.average.take() {
+        Some(average) => {
+            average.instead(|| published(folder.path(), &snapshot))?;
+            averages(&training.join(AVERAGE_FILE), average)?;
+        }
+        None => published(folder.path(), &snapshot)?,
+    }
     masters(&training.join(MASTERS_FILE), snapshot.decoder)?;
     moments(&training.join(MOMENTS_FILE), snapshot.optimizer)?;
     write(&training.join(RECIPE_FILE), snapshot.recipe.to_toml()?.as_bytes())?;
@@ -94,6 +104,15 @@ fn masters(path: &Path, decoder: &Decoder) -> Result<()> {
     }
     for (_, bias) in &biases {
         writer.write(&bytes(bias))?;
+    }
+    Ok(writer.finish()?)
+}
+
+fn averages(path: &Path, average: &Average) -> Result<()> {
+    let infos = average.slots().map(|(of, _)| TensorInfo::new(of.name(), Dtype::F32, of.shape().to_vec()));
+    let mut writer = Writer::create(path, &infos.collect::<Vec<_>>(), &BTreeMap::new())?;
+    for (_, values) in average.slots() {
+        writer.write(&bytes(values))?;
     }
     Ok(writer.finish()?)
 }

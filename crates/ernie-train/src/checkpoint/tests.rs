@@ -17,6 +17,7 @@ fn fake(run: &Path, step: u64, bytes: usize, expected: u64, version: u32) {
         loader,
         commit: String::new(),
         base_crc32c: None,
+        standing: Standing::default(),
         files,
     };
     std::fs::write(path.join(STATE_FOLDER).join(STATE_FILE), serde_json::to_vec(&state).unwrap()).unwrap();
@@ -44,9 +45,9 @@ fn pruning_counts_only_what_is_whole_and_leaves_nothing_behind() {
         fake(run.path(), step, 4, 4, VERSION);
     }
     fake(run.path(), 5, 1, 4, VERSION);
-    keep_newest(run.path(), 0).unwrap();
+    keep_newest(run.path(), 0, None).unwrap();
     assert_eq!(list(run.path()).unwrap().len(), 5);
-    keep_newest(run.path(), 2).unwrap();
+    keep_newest(run.path(), 2, None).unwrap();
     let steps: Vec<u64> = list(run.path()).unwrap().iter().map(|(step, _)| *step).collect();
     assert_eq!(steps, [3, 4, 5]);
     assert_eq!(std::fs::read_dir(run.path()).unwrap().count(), 3);

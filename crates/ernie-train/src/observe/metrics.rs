@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Observer, StepReport};
+use super::{Observer, Recovered, StepReport};
 use crate::balance::RouterBalance;
 use crate::error::{Error, Result};
 
@@ -100,6 +100,12 @@ impl MetricsWriter {
 }
 
 impl Observer for MetricsWriter {
+    fn recovered(&mut self, recovered: &Recovered) -> Result<()> {
+        let folder = self.path.parent().unwrap_or(&self.path).to_owned();
+        *self = Self::open(&folder, recovered.back_to)?;
+        Ok(())
+    }
+
     fn step(&mut self, report: &StepReport) -> Result<()> {
         let mut line = serde_json::to_vec(&MetricsLine::from(report))
             .map_err(|error| Error::Internal(format!("metrics cannot be written as JSON: {error}")))?;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::balance::RouterBalance;
 use crate::error::Result;
+use crate::standing::Best;
 
 pub use metrics::{METRICS_FILE, MetricsLine, MetricsWriter, read_metrics};
 pub use tensorboard::{EVENTS_FOLDER, EventsWriter};
@@ -31,6 +32,11 @@ pub trait Observer {
 
     /// A step is done.
     fn step(&mut self, _report: &StepReport) -> Result<()> {
+        Ok(())
+    }
+
+    /// A step came to nothing, and the run goes on all the same.
+    fn recovered(&mut self, _recovered: &Recovered) -> Result<()> {
         Ok(())
     }
 
@@ -164,6 +170,19 @@ pub struct Evaluation {
     pub text_bytes: u64,
 }
 
+/// A step whose loss or gradient was not a number, and what was done about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recovered {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// `loss`, `grad_norm`, or the name of a weight.
+    pub what: String,
+    /// The value met.
+    pub value: f64,
+    /// The step after which the run goes on: the one before, or that of the checkpoint it went back to.
+    pub back_to: u64,
+}
+
 /// A checkpoint on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Saved {
@@ -180,6 +199,8 @@ pub enum Outcome {
     Complete,
     /// It was asked to stop; what it had done is saved.
     Interrupted,
+    /// The held-out loss has not fallen for as long as the recipe waits; what it had done is saved.
+    Stale,
 }
 
 /// The end of a run.
@@ -197,4 +218,6 @@ pub struct Finished {
     pub checkpoint: Option<PathBuf>,
     /// The last held-out loss measured.
     pub evaluation: Option<Evaluation>,
+    /// The lowest held-out loss, and after which step it was.
+    pub best: Option<Best>,
 }

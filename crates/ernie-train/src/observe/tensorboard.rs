@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost::Message;
 
-use super::{Observer, Started, StepReport};
+use super::{Observer, Recovered, Started, StepReport};
 use crate::error::{Error, Result};
 
 /// Name of the folder in a run folder.
@@ -86,6 +86,12 @@ impl Observer for EventsWriter {
     fn started(&mut self, run: &Started) -> Result<()> {
         let session_log = Some(SessionLog { status: SESSION_START });
         self.write(Event { step: run.step as i64 + 1, session_log, ..Event::default() })
+    }
+
+    fn recovered(&mut self, recovered: &Recovered) -> Result<()> {
+        // What came after the step it went back to is forgotten by whoever reads along.
+        let session_log = Some(SessionLog { status: SESSION_START });
+        self.write(Event { step: recovered.back_to as i64 + 1, session_log, ..Event::default() })
     }
 
     fn step(&mut self, report: &StepReport) -> Result<()> {

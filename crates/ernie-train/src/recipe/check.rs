@@ -110,6 +110,13 @@ fn data(recipe: &Recipe, problems: &mut Problems) {
     let tokens = recipe.batch.rows.saturating_mul(recipe.batch.seq_len).saturating_mul(recipe.batch.grad_accum);
     problems
         .expect(tokens <= 1 << 32, "batch", || format!("a step has {tokens} tokens, expected at most {}", 1_u64 << 32));
+    let measured = recipe.evaluation.every > 0 && (!data.held_out.is_empty() || data.train == ["bundled"]);
+    problems.expect(recipe.evaluation.patience == 0 || measured, "evaluation.patience", || {
+        "nothing is evaluated; expected data.held_out and evaluation.every".into()
+    });
+    problems.expect(!recipe.checkpoint.keep_best || measured, "checkpoint.keep_best", || {
+        "nothing is evaluated; expected data.held_out and evaluation.every".into()
+    });
     problems.count("evaluation.batches", recipe.evaluation.batches, 0);
 }
 
@@ -127,6 +134,10 @@ fn optimisation(recipe: &Recipe, problems: &mut Problems) {
     problems.range("optimizer.weight_decay", optimizer.weight_decay, 0.0, f64::MAX);
     problems.range("optimizer.clip", optimizer.clip, 0.0, f64::MAX);
     problems.range("optimizer.gate_lr_ratio", optimizer.gate_lr_ratio, 0.0, f64::MAX);
+
+    problems.expect((0.0..1.0).contains(&optimizer.ema), "optimizer.ema", || {
+        format!("expected a number of at least 0 and below 1, got {}", optimizer.ema)
+    });
 
     let adapter = &recipe.adapter;
     problems.count("adapter.rank", adapter.rank, 0);

@@ -156,6 +156,12 @@ fn resolve_paths(table: &mut Table, folder: &Path) {
             }
         }
     }
+    let tasks = table.get_mut("evaluation").and_then(|evaluation| evaluation.get_mut("tasks"));
+    for task in tasks.and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(Value::String(path)) = task.get_mut("data") {
+            resolve_one(path, folder, true);
+        }
+    }
     if let Some(Value::Table(data)) = table.get_mut("data") {
         for key in ["train", "held_out"] {
             data.get_mut(key).into_iter().for_each(|globs| resolve_globs(globs, folder));

@@ -288,6 +288,19 @@ pub enum OptimizerKind {
     Adamw,
 }
 
+/// What happens at a step whose loss or gradient is not a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNan {
+    /// The run ends; its last checkpoint is untouched.
+    #[default]
+    Stop,
+    /// The batch is passed over.
+    Skip,
+    /// The run goes back to its last checkpoint, and on with other data.
+    Rollback,
+}
+
 /// Which parameters decay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -319,6 +332,10 @@ pub struct Optimizer {
     pub clip: f64,
     /// Learning rate of the router's weight as a share of `lr`.
     pub gate_lr_ratio: f64,
+    /// Decay of a running average of the weights, which is evaluated and published in their place; 0 = none.
+    pub ema: f64,
+    /// What happens at a step whose loss or gradient is not a number.
+    pub on_nan: OnNan,
 }
 
 impl Default for Optimizer {
@@ -332,6 +349,8 @@ impl Default for Optimizer {
             decay: Decay::Matrices,
             clip: 1.0,
             gate_lr_ratio: 1.0,
+            ema: 0.0,
+            on_nan: OnNan::Stop,
         }
     }
 }
@@ -427,29 +446,53 @@ pub struct Checkpoint {
     pub every: u64,
     /// Newest checkpoints kept, 0 = all.
     pub keep: usize,
+    /// Whether the checkpoint of the lowest held-out loss is saved when it is met, and kept.
+    pub keep_best: bool,
     /// Format of the published weights; masters in `training_state/` are always f32.
     pub dtype: Float,
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every: 200, keep: 2, dtype: Float::F32 }
+        Self { every: 200, keep: 2, keep_best: false, dtype: Float::F32 }
     }
 }
 
+/// `[[evaluation.tasks]]`: a task of `ernie eval` to run on every checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationTask {
+    /// Its name.
+    pub task: String,
+    /// Its examples, where it brings none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<PathBuf>,
+    /// How many examples at most; all by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Solved examples in the prompt.
+    #[serde(default)]
+    pub shots: usize,
+}
+
 /// `[evaluation]`: the held-out loss on the way.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Evaluation {
     /// Steps between evaluations, 0 = never.
     pub every: u64,
     /// Micro-batches that an evaluation reads, about, 0 = all held-out text.
     pub batches: usize,
+    /// Evaluations without a lower loss after which the run ends, 0 = never.
+    pub patience: u64,
+    /// Tasks to run on every checkpoint.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<EvaluationTask>,
 }
 
 impl Default for Evaluation {
     fn default() -> Self {
-        Self { every: 100, batches: 0 }
+        Self { every: 100, batches: 0, patience: 0, tasks: Vec::new() }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     printer::{self, Printer},
     progress::{Progress, Unit},
 };
-use ernie_train::{Evaluation, Finished, Observer, Options, Outcome, Saved, Started, StepReport, Trainer};
+use ernie_train::{Evaluation, Finished, Observer, Options, Outcome, Recovered, Saved, Started, StepReport, Trainer};
 use std::path::PathBuf;
 
 /// Train a model by a recipe
@@ -60,7 +60,11 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let finished = trainer.run(&mut [&mut Watch::new(*printer)], &interrupt::flag())?;
     drop(guard);
     match finished.outcome {
-        Outcome::Complete => {
+        Outcome::Complete | Outcome::Stale => {
+            if let (Outcome::Stale, Some(best)) = (finished.outcome, finished.best) {
+                printer
+                    .say(format!("the held-out loss has not fallen since step {} ({:.3})", best.step, best.val_loss));
+            }
             printer.say(format!("talk to it: ernie chat {}", args.out.display()));
             Ok(Exit::Done)
         }
@@ -142,6 +146,17 @@ impl Observer for Watch {
         Ok(())
     }
 
+    fn recovered(&mut self, recovered: &Recovered) -> ernie_train::Result<()> {
+        if let Some(progress) = &self.progress {
+            let what = match recovered.back_to + 1 == recovered.step {
+                true => "the batch is passed over".to_owned(),
+                false => format!("back to step {}", recovered.back_to),
+            };
+            progress.say(&format!("step {}: {} is {}; {what}", recovered.step, recovered.what, recovered.value));
+        }
+        Ok(())
+    }
+
     fn saved(&mut self, saved: &Saved) -> ernie_train::Result<()> {
         if let Some(progress) = &self.progress {
             progress.say(&format!("saved {}", saved.path.display()));
@@ -153,7 +168,7 @@ impl Observer for Watch {
         if let Some(progress) = self.progress.take() {
             let how = match finished.outcome {
                 Outcome::Complete => "trained",
-                Outcome::Interrupted => "stopped after",
+                Outcome::Interrupted | Outcome::Stale => "stopped after",
             };
             progress.finish(&format!(
                 "{how} {} steps, {} tokens, in {}",

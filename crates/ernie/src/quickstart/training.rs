@@ -152,7 +152,11 @@ fn recipe(seed: u64, steps: u64) -> Result<Recipe> {
             },
         },
         checkpoint: tables::Checkpoint { every: 0, ..Default::default() },
-        evaluation: tables::Evaluation { every: (steps / EVALUATIONS).max(1), batches: EVALUATION_BATCHES },
+        evaluation: tables::Evaluation {
+            every: (steps / EVALUATIONS).max(1),
+            batches: EVALUATION_BATCHES,
+            ..Default::default()
+        },
         ..Default::default()
     };
     recipe.check("quickstart")?;
