@@ -86,7 +86,7 @@ fn bad_usage_is_one_line_and_a_hint() {
 #[test]
 fn what_is_not_built_says_so_by_name() {
     let at = folder();
-    let names = ["upcycle", "prune", "convert", "report", "plan", "claims"];
+    let names = ["upcycle", "prune", "convert", "plan", "claims"];
     for name in names {
         let answer = bad(at.path(), &[name, "preset:nano", "--anything"], 2);
         assert!(answer.err.contains(&format!("`ernie {name}`")), "{}", answer.err);
@@ -131,7 +131,7 @@ fn recipes_with_mistakes() {
         ("optimizer.learning_rate=1", "learning_rate"),
         ("schedule.steps=\"many\"", "steps"),
         ("nonsense", "nonsense"),
-        ("objective.kind=\"dpo\"", "dpo"),
+        ("objective.kind=\"distil\"", "dpo"),
         ("data.train=[\"missing/*.txt\"]", "missing"),
     ];
     for (set, names) in cases {

@@ -10,7 +10,7 @@ mod unbuilt;
 #[cfg(feature = "http")]
 use crate::commands::serve;
 use crate::{
-    commands::{bench, chat, eval, generate, inspect, logits, merge, quantize, score, store, tokenize, train},
+    commands::{bench, chat, eval, generate, inspect, logits, merge, quantize, report, score, store, tokenize, train},
     exit::Exit,
     failure::{Failure, Result},
     quickstart,
@@ -54,6 +54,7 @@ pub(crate) enum Command {
     Generate(generate::Args),
     Inspect(inspect::Args),
     Train(train::Args),
+    Report(report::Args),
     Eval(eval::Args),
     Score(score::Args),
     Logits(logits::Args),

@@ -6,7 +6,6 @@ const COMMANDS: &[(&str, &str)] = &[
     ("upcycle", "a dense model turned into experts"),
     ("prune", "a pruned checkpoint"),
     ("convert", "a checkpoint in another format"),
-    ("report", "runs as one HTML page"),
     ("plan", "memory, speed and cost of a model on given hardware"),
     ("claims", "the article's claims and what was measured"),
 ];

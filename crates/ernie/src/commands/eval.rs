@@ -9,10 +9,12 @@ use crate::{
     printer::{self, Printer},
     progress::{Progress, Unit},
 };
+use ernie_data::tokenizer::Tokenizer;
 use ernie_eval::{
     EvalOptions, EvalReport, Subject,
-    tasks::{self, TASKS},
+    tasks::{self, TASKS, Task},
 };
+use ernie_model::{Decoder, WeightsAs};
 use std::path::PathBuf;
 
 /// Requests that are scored together.
@@ -62,7 +64,6 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let model = Model::find(model)?;
     let tokenizer = model.tokenizer_for("`eval`")?;
     let loaded = model.load(args.weights, args.seed, printer)?;
-    let mut engine = engine(loaded.decoder, TOGETHER)?;
     let options = EvalOptions {
         data: args.data.clone(),
         shots: args.shots,
@@ -70,17 +71,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         seed: args.seed,
         ..EvalOptions::default()
     };
-    let mut progress = Progress::new(*printer, task.name(), None, Unit::Items);
-    let mut known = false;
-    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer };
-    let report = task.run(&mut subject, &options, &mut |done, total| {
-        if !known {
-            progress.set_total(total as u64);
-            known = true;
-        }
-        progress.at(done as u64, "");
-    })?;
-    progress.finish("");
+    let report = ask(loaded.decoder, &tokenizer, task, &options, printer)?;
     if args.json.json {
         let value = serde_json::to_value(&report).map_err(|e| Failure::defect(format!("writing JSON: {e}")))?;
         printer.json(&value)?;
@@ -88,6 +79,35 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         show(&report, printer)?;
     }
     Ok(Exit::Done)
+}
+
+/// Runs `task` on a model as it is stored.
+pub(crate) fn measure(model: &Model, task: &dyn Task, options: &EvalOptions, printer: &Printer) -> Result<EvalReport> {
+    let tokenizer = model.tokenizer_for("`eval`")?;
+    let loaded = ernie_model::load(&model.source(0), WeightsAs::Native)?;
+    ask(loaded.decoder, &tokenizer, task, options, printer)
+}
+
+fn ask(
+    decoder: Decoder,
+    tokenizer: &Tokenizer,
+    task: &dyn Task,
+    options: &EvalOptions,
+    printer: &Printer,
+) -> Result<EvalReport> {
+    let mut engine = engine(decoder, TOGETHER)?;
+    let mut progress = Progress::new(*printer, task.name(), None, Unit::Items);
+    let mut known = false;
+    let mut subject = Subject { engine: &mut engine, tokenizer };
+    let report = task.run(&mut subject, options, &mut |done, total| {
+        if !known {
+            progress.set_total(total as u64);
+            known = true;
+        }
+        progress.at(done as u64, "");
+    })?;
+    progress.finish("");
+    Ok(report)
 }
 
 fn list(args: &Args, printer: &Printer) -> Result<Exit> {

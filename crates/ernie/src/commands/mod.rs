@@ -8,6 +8,7 @@ pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod merge;
 pub(crate) mod quantize;
+pub(crate) mod report;
 pub(crate) mod score;
 #[cfg(feature = "http")]
 pub(crate) mod serve;
@@ -51,6 +52,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Generate(args) => generate::run(&args, &printer),
         Command::Inspect(args) => inspect::run(&args, &printer),
         Command::Train(args) => train::run(&args, &printer),
+        Command::Report(args) => report::run(&args, &printer),
         Command::Eval(args) => eval::run(&args, &printer),
         Command::Score(args) => score::run(&args, &printer),
         Command::Logits(args) => logits::run(&args, &printer),

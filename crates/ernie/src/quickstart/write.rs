@@ -140,6 +140,7 @@ fn page(f: &Findings) -> Report {
             bar("LZMA", f.baselines.lzma, false),
         ],
         expert_load: f.expert_load.clone(),
+        expert_load_of: "on the held-out text".to_owned(),
         sizes: sizes(f),
         sizes_note: sizes_note(f),
         samples: f.samples.clone(),

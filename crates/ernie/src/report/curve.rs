@@ -38,7 +38,8 @@ pub(super) fn figure(train: &[(u64, f64)], held_out: &[(u64, f64)]) -> String {
     out
 }
 
-fn finite(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
+/// The points that can be drawn.
+pub(super) fn finite(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     points.iter().copied().filter(|(_, v)| v.is_finite()).collect()
 }
 
@@ -63,7 +64,7 @@ fn label(smooth: &[(u64, f64)], held_out: &[(u64, f64)]) -> String {
 }
 
 /// An exponential running mean that forgets over about a hundredth of the run.
-fn running_mean(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
+pub(super) fn running_mean(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let keep = 1.0 - 1.0 / (points.len() as f64 / 120.0).max(2.0);
     let (mut sum, mut weight) = (0.0, 0.0);
     points
@@ -77,7 +78,7 @@ fn running_mean(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
 }
 
 /// Few enough points to draw; each is the mean of its neighbours.
-fn thin(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
+pub(super) fn thin(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let group = points.len().div_ceil(MOST_POINTS).max(1);
     points
         .chunks(group)
@@ -155,7 +156,8 @@ fn end_labels(smooth: &[(u64, f64)], held_out: &[(u64, f64)], y: Scale, width: f
         .collect()
 }
 
-fn path(class: &str, points: &[(u64, f64)], x: Scale, y: Scale) -> String {
+/// A line through points, of a class.
+pub(super) fn path(class: &str, points: &[(u64, f64)], x: Scale, y: Scale) -> String {
     let mut d = String::new();
     for (i, (step, value)) in points.iter().enumerate() {
         let _ = write!(d, "{}{:.1} {:.1}", if i == 0 { "M" } else { "L" }, x.at(*step as f64), y.at(*value));

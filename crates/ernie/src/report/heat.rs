@@ -4,7 +4,7 @@
 //! and above. The share itself stands in the cell where there is room.
 
 use super::{
-    LayerLoad,
+    LayerHistory, LayerLoad,
     html::escape,
     plot::{both, text},
 };
@@ -35,6 +35,52 @@ pub(super) fn figure(layers: &[LayerLoad]) -> String {
     format!(
         "<figure>\n{plot}<p class=\"legend\"><span class=\"ramp\" aria-hidden=\"true\"></span>from no tokens to twice the even share of {:.1} %</p>\n</figure>\n",
         100.0 / experts as f64
+    )
+}
+
+/// The busiest expert's load over a run: a row a layer, a column a stretch of steps. A cell is invisible at an even load and full at three times it.
+pub(super) fn history(layers: &[LayerHistory]) -> String {
+    let columns = layers.iter().map(|layer| layer.stretches.len()).max().unwrap_or(0);
+    let worst = layers
+        .iter()
+        .flat_map(|layer| &layer.stretches)
+        .fold((0, 0.0), |worst, &at| if at.1 > worst.1 { at } else { worst });
+    let label = format!(
+        "Load of the busiest expert by layer and step, from even to {:.1} times even near step {}.",
+        worst.1, worst.0
+    );
+    let plot = both(
+        &label,
+        |width| TOP + row_height(width) * layers.len() as f64 + 2.0,
+        |width, _| {
+            let (cell, row) = ((width - LEFT) / columns.max(1) as f64, row_height(width));
+            let mut out = String::new();
+            for (i, layer) in layers.iter().enumerate() {
+                let y = TOP + row * i as f64;
+                out += &text("tick", "start", 0.0, y + row / 2.0 + 4.0, &format!("layer {}", layer.layer));
+                for (at, (step, busiest)) in
+                    layer.stretches.iter().enumerate().filter(|(_, (_, busiest))| busiest.is_finite())
+                {
+                    let _ = writeln!(
+                        out,
+                        "<rect class=\"cell\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill-opacity=\"{:.3}\"><title>{}</title></rect>",
+                        LEFT + cell * at as f64,
+                        y + 1.0,
+                        (cell - 0.5).max(0.5),
+                        row - 2.0,
+                        ((busiest - 1.0) / 2.0).clamp(0.0, 1.0),
+                        escape(&format!(
+                            "layer {}, to step {step}: busiest expert {busiest:.2} times even",
+                            layer.layer
+                        ))
+                    );
+                }
+            }
+            out + &text("tick", "start", LEFT, TOP - 8.0, "first step") + &text("tick", "end", width, TOP - 8.0, "last")
+        },
+    );
+    format!(
+        "<figure>\n{plot}<p class=\"legend\"><span class=\"ramp\" aria-hidden=\"true\"></span>from an even load to three times it</p>\n</figure>\n"
     )
 }
 

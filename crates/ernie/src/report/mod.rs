@@ -8,10 +8,12 @@ mod bars;
 mod curve;
 mod heat;
 mod html;
+mod lines;
 mod plot;
 mod sweep;
 
 use html::escape;
+pub(crate) use lines::{Line, Lines};
 use std::fmt::Write;
 
 /// Everything the page shows.
@@ -33,6 +35,14 @@ pub(crate) struct Report {
     pub(crate) bits_per_byte: Vec<Bar>,
     /// Of each MoE layer, the share of choices each expert got; shares of a layer sum to 1.
     pub(crate) expert_load: Vec<LayerLoad>,
+    /// Of what they are: `on the held-out text`.
+    pub(crate) expert_load_of: String,
+    /// Over the steps of a run: of each MoE layer, how unevenly it loads its experts.
+    pub(crate) imbalance: Vec<LayerHistory>,
+    /// Other quantities over the steps.
+    pub(crate) lines: Vec<Lines>,
+    /// Named figures, a column each for up to two runs.
+    pub(crate) tables: Vec<Table>,
     /// Before and after 8 bits.
     pub(crate) sizes: Vec<SizeRow>,
     /// What was said about the 8-bit comparison.
@@ -76,6 +86,28 @@ pub(crate) struct LayerLoad {
     pub(crate) layer: usize,
     /// Share of the layer's choices, expert by expert.
     pub(crate) shares: Vec<f64>,
+}
+
+/// How one MoE layer loaded its busiest expert over the steps.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerHistory {
+    /// Decoder layer.
+    pub(crate) layer: usize,
+    /// Last step of each stretch of the run, and the busiest expert's load there as a multiple of an even one.
+    pub(crate) stretches: Vec<(u64, f64)>,
+}
+
+/// Figures in rows, a column for each run.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    /// The heading.
+    pub(crate) heading: String,
+    /// What the figures are, a sentence.
+    pub(crate) sentence: String,
+    /// The columns' names, after that of the rows.
+    pub(crate) columns: Vec<String>,
+    /// A name and a figure for each column.
+    pub(crate) rows: Vec<(String, Vec<String>)>,
 }
 
 /// One row of the table before and after 8 bits.
@@ -171,9 +203,29 @@ pub(crate) fn render(report: &Report) -> String {
         html::section(
             &mut body,
             "Expert balance",
-            "The share of each layer's routing choices that went to each expert on the held-out text. An even spread gives every expert the same share.",
+            &format!(
+                "The share of each layer's routing choices that went to each expert {}. An even spread gives every expert the same share.",
+                r.expert_load_of
+            ),
             &heat::figure(&r.expert_load),
         );
+    }
+    if r.imbalance.iter().any(|layer| !layer.stretches.is_empty()) {
+        html::section(
+            &mut body,
+            "Balance over the run",
+            "The busiest expert of each layer, as a multiple of an even load, from the first step (left) to the last. 1 is even.",
+            &heat::history(&r.imbalance),
+        );
+    }
+    for plot in &r.lines {
+        let figure = lines::figure(plot);
+        if !figure.is_empty() {
+            html::section(&mut body, &plot.heading, &plot.sentence, &figure);
+        }
+    }
+    for table in r.tables.iter().filter(|table| !table.rows.is_empty()) {
+        html::section(&mut body, &table.heading, &table.sentence, &figures_table(table));
     }
     if !r.sizes.is_empty() {
         html::section(&mut body, "Before and after 8 bits", &r.sizes_note, &sizes_table(&r.sizes));
@@ -211,6 +263,24 @@ pub(crate) fn render(report: &Report) -> String {
         body.push_str("</footer>\n");
     }
     html::page(&format!("ernie · {}", r.title), &body)
+}
+
+fn figures_table(table: &Table) -> String {
+    let mut out =
+        String::from("<table class=\"wrap\">\n<thead><tr><th scope=\"col\"><span class=\"sr\">measure</span></th>");
+    for column in &table.columns {
+        let _ = write!(out, "<th scope=\"col\">{}</th>", escape(column));
+    }
+    out.push_str("</tr></thead>\n<tbody>\n");
+    for (name, figures) in &table.rows {
+        let _ = write!(out, "<tr><th scope=\"row\">{}</th>", escape(name));
+        for figure in figures {
+            let _ = write!(out, "<td>{}</td>", escape(figure));
+        }
+        out.push_str("</tr>\n");
+    }
+    out.push_str("</tbody>\n</table>\n");
+    out
 }
 
 fn sizes_table(rows: &[SizeRow]) -> String {
@@ -264,6 +334,19 @@ mod tests {
                 Bar { name: "5-gram".to_owned(), value: 2.13, ours: false },
             ],
             expert_load: vec![LayerLoad { layer: 1, shares: vec![0.25; 4] }],
+            imbalance: vec![LayerHistory { layer: 1, stretches: vec![(10, 2.5), (20, f64::NAN)] }],
+            lines: vec![Lines {
+                heading: "Rate".into(),
+                sentence: String::new(),
+                smooth: false,
+                lines: vec![Line { name: "<a>".into(), points: vec![(1, 1e-3), (2, f64::INFINITY)] }],
+            }],
+            tables: vec![Table {
+                heading: "Figures".into(),
+                sentence: String::new(),
+                columns: vec!["<run>".into()],
+                rows: vec![("<loss>".into(), vec!["<1>".into()])],
+            }],
             sizes: vec![SizeRow {
                 name: "size".to_owned(),
                 before: "40 MB".to_owned(),
@@ -312,7 +395,7 @@ mod tests {
     fn every_plot_has_a_title() {
         let page = render(&example());
         let plots = page.matches("<svg").count();
-        assert_eq!(plots, 8);
+        assert_eq!(plots, 12);
         assert_eq!(page.matches("role=\"img\" aria-label=").count(), plots);
     }
 }

@@ -1,6 +1,9 @@
 //! `train`: a recipe in, a run folder out.
 
+mod tasks;
+
 use crate::{
+    commands::report,
     exit::Exit,
     failure::{Failure, Result},
     interrupt, model,
@@ -9,11 +12,12 @@ use crate::{
 };
 use ernie_train::{Evaluation, Finished, Observer, Options, Outcome, Recovered, Saved, Started, StepReport, Trainer};
 use std::path::PathBuf;
+use tasks::Tasks;
 
 /// Train a model by a recipe
 ///
 /// Writes DIR/recipe.toml (resolved), DIR/metrics.jsonl (a line a step), DIR/events (TensorBoard) and
-/// DIR/checkpoint-N/ (published layout and training state). Ctrl-C or SIGTERM finishes the step, saves,
+/// DIR/checkpoint-N/ (published layout and training state); at the end DIR/report.html draws it. Ctrl-C or SIGTERM finishes the step, saves,
 /// and exits 130; --resume goes on from there, bit for bit. A second Ctrl-C stops at once, unsaved.
 #[derive(Debug, clap::Args)]
 #[command(before_help = "Example:\n  ernie train recipes/pretrain-nano.toml --out runs/nano --set schedule.steps=400")]
@@ -41,6 +45,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let mut overrides = args.set.clone();
     overrides.extend(args.seed.map(|seed| format!("seed={seed}")));
     let recipe = ernie_train::Recipe::load(&args.recipe, &overrides, &current)?;
+    let mut tasks = Tasks::new(&recipe, &args.out, *printer)?;
     let options = Options {
         out: args.out.clone(),
         resume: args.resume,
@@ -57,8 +62,11 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         }
     })?;
     let guard = interrupt::graceful();
-    let finished = trainer.run(&mut [&mut Watch::new(*printer)], &interrupt::flag())?;
+    let finished = trainer.run(&mut [&mut Watch::new(*printer), &mut tasks], &interrupt::flag())?;
     drop(guard);
+    if finished.step > 0 {
+        printer.say(format!("drawn in {}", report::write(&args.out)?.display()));
+    }
     match finished.outcome {
         Outcome::Complete | Outcome::Stale => {
             if let (Outcome::Stale, Some(best)) = (finished.outcome, finished.best) {
