@@ -39,7 +39,7 @@ pub use ernie_kernels::floats::Width;
 pub use ernie_kernels::packed::Buffer;
 /// Arithmetic over slices that rooms above need as it is: the optimiser's pass, stored formats, rounding to int8, a look over
 /// logits.
-pub use ernie_kernels::{Format, adamw, catch_panics, formats, logits, panics_are_caught, parallel, quantize};
+pub use ernie_kernels::{Format, adamw, catch_panics, formats, logits, muon, panics_are_caught, parallel, quantize};
 pub use error::{Error, Result};
 pub use linear::{Adapter, Linear};
 pub use ops::attention::{CacheFormat, Heads, PAGE, Span};

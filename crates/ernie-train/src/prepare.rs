@@ -17,7 +17,7 @@ use ernie_model::{Loaded, ModelConfig, ModelSource, WeightsAs};
 use crate::average::Average;
 use crate::checkpoint;
 use crate::error::{Error, Result};
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::recipe::{BUNDLED, Data, ObjectiveKind, Recipe, TokenizerSource};
 use crate::reference::{self, References};
 use crate::run::{Options, Trainer};
@@ -76,8 +76,9 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
         false => References::default(),
     };
     let (ratio, is_b) = (recipe.adapter.b_lr_ratio, |name: &str| name.ends_with(".lora_B.weight"));
-    let mut optimizer =
-        AdamW::new(&decoder.trained(), &recipe.optimizer).with_lr_share(|name| if is_b(name) { ratio } else { 1.0 });
+    let mut optimizer = Optimizer::new(&decoder.trained(), &recipe.optimizer)
+        .in_width(recipe.precision.compute.into())
+        .with_lr_share(|name| if is_b(name) { ratio } else { 1.0 });
     let mut average = match recipe.optimizer.ema {
         0.0 => None,
         decay => Some(Average::new(&decoder.trained(), decay)?),

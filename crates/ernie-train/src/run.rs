@@ -20,7 +20,7 @@ use crate::evaluate::evaluate_beside;
 use crate::observe::{
     Evaluation, EventsWriter, Finished, MetricsWriter, Observer, Outcome, Recovered, Saved, Started, StepReport,
 };
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::prepare;
 use crate::recipe::{OnNan, Recipe};
 use crate::reference::References;
@@ -53,7 +53,7 @@ pub struct Trainer {
     pub(crate) loader: Loader,
     pub(crate) held_out: Option<HeldOut>,
     pub(crate) references: References,
-    pub(crate) optimizer: AdamW,
+    pub(crate) optimizer: Optimizer,
     pub(crate) average: Option<Average>,
     pub(crate) standing: Standing,
     /// Steps in a row that came to nothing.

@@ -9,8 +9,8 @@ use ernie_data::Batch;
 use ernie_files::Checkpoint;
 use ernie_model::{Decoder, ModelSource};
 use ernie_nn::Width;
-use ernie_train::optimizer::AdamW;
-use ernie_train::recipe::{Decay, Objective, Optimizer};
+use ernie_train::optimizer::Optimizer;
+use ernie_train::recipe::{self, Decay, Objective};
 use ernie_train::step::accumulate;
 
 fn folder(case: &str) -> PathBuf {
@@ -99,15 +99,15 @@ fn five_steps(case: &str) {
         router_orthogonal: 0.0,
         ..Objective::default()
     };
-    let settings = Optimizer {
+    let settings = recipe::Optimizer {
         lr: 1e-3,
         betas: [0.9, 0.95],
         eps: 1e-8,
         weight_decay: 0.1,
         decay: Decay::All,
-        ..Optimizer::default()
+        ..recipe::Optimizer::default()
     };
-    let mut optimizer = AdamW::new(&decoder.parameters(), &settings);
+    let mut optimizer = Optimizer::new(&decoder.parameters(), &settings);
     for step in 0..5 {
         optimizer.zero_grad();
         let measured = accumulate(&decoder, std::slice::from_ref(&batch), &plain).unwrap();

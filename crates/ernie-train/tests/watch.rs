@@ -56,10 +56,11 @@ fn the_best_is_kept_and_a_stale_run_ends() {
 #[test]
 fn an_average_is_published_and_resumed() {
     let room = Room::new(3000);
-    for kind in ["dense", "moe"] {
-        let set = ["optimizer.ema=0.9"];
-        let name = |part: &str| format!("{part}-{kind}");
-        room.run(kind, &name("plain"), false, &[]).unwrap();
+    for (kind, rule) in [("dense", "adamw"), ("moe", "adamw"), ("moe", "muon"), ("dense-bf16", "muon")] {
+        let rule_set = format!("optimizer.kind={rule}");
+        let set = ["optimizer.ema=0.9", &rule_set];
+        let name = |part: &str| format!("{part}-{kind}-{rule}");
+        room.run(kind, &name("plain"), false, &set[1..]).unwrap();
         room.run(kind, &name("whole"), false, &set).unwrap();
         let file =
             |run: &str, file: &str| std::fs::read(room.path(&name(run)).join("checkpoint-8").join(file)).unwrap();

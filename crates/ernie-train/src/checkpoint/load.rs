@@ -10,14 +10,14 @@ use ernie_model::decoder::bias_name;
 use super::{AVERAGE_FILE, MASTERS_FILE, MOMENTS_FILE, RECIPE_FILE, STATE_FILE, STATE_FOLDER, State, read_state};
 use crate::average::Average;
 use crate::error::{Error, Result};
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::recipe::Recipe;
 
 /// Puts masters, correction biases, moments and the average back, and gives the state.
 pub(crate) fn restore(
     path: &Path,
     decoder: &Decoder,
-    optimizer: &mut AdamW,
+    optimizer: &mut Optimizer,
     average: Option<&mut Average>,
 ) -> Result<State> {
     let training = path.join(STATE_FOLDER);
@@ -42,7 +42,9 @@ pub(crate) fn restore(
     let mut moments = Tensors::open(&training.join(MOMENTS_FILE))?;
     optimizer.restore(state.optimizer_steps, |name, shape, first, second| {
         moments.read(&format!("{name}.first"), shape, first)?;
-        moments.read(&format!("{name}.second"), shape, second)?;
+        if !second.is_empty() {
+            moments.read(&format!("{name}.second"), shape, second)?;
+        }
         match second.iter().find(|value| **value < 0.0) {
             Some(value) => {
                 Err(Error::state(&moments.path, format!("{name}.second holds {value}, expected no negative number")))

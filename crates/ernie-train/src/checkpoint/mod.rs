@@ -28,7 +28,7 @@ use ernie_model::Decoder;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::standing::Standing;
 
 pub(crate) use load::{read_recipe, restore};
@@ -81,7 +81,7 @@ pub struct State {
 
 impl State {
     /// The state now.
-    pub fn new(step: u64, tokens: u64, optimizer: &AdamW, loader: &Loader, commit: &str) -> Self {
+    pub fn new(step: u64, tokens: u64, optimizer: &Optimizer, loader: &Loader, commit: &str) -> Self {
         Self {
             version: VERSION,
             step,

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::average::Average;
 use crate::error::{Error, Result};
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::recipe::{Float, Recipe};
 
 /// Everything that goes into a checkpoint.
@@ -31,7 +31,7 @@ pub struct Snapshot<'a> {
     /// The tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// The optimiser.
-    pub optimizer: &'a AdamW,
+    pub optimizer: &'a Optimizer,
     /// The running average of the weights, which is then what is published.
     pub average: Option<&'a mut Average>,
     /// Step, position and marks.
@@ -117,12 +117,13 @@ fn averages(path: &Path, average: &Average) -> Result<()> {
     Ok(writer.finish()?)
 }
 
-fn moments(path: &Path, optimizer: &AdamW) -> Result<()> {
+fn moments(path: &Path, optimizer: &Optimizer) -> Result<()> {
     let infos: Vec<TensorInfo> = optimizer
         .moments()
         .flat_map(|m| {
-            ["first", "second"]
-                .map(|which| TensorInfo::new(format!("{}.{which}", m.name), Dtype::F32, m.shape.to_vec()))
+            // Muon has no second moment.
+            let kept = [("first", m.first), ("second", m.second)].into_iter().filter(|(_, values)| !values.is_empty());
+            kept.map(move |(which, _)| TensorInfo::new(format!("{}.{which}", m.name), Dtype::F32, m.shape.to_vec()))
         })
         .collect();
     let mut writer = Writer::create(path, &infos, &BTreeMap::new())?;

@@ -128,6 +128,9 @@ fn optimisation(recipe: &Recipe, problems: &mut Problems) {
             format!("expected numbers of at least 0 and below 1, got {beta}")
         });
     }
+    problems.expect((0.0..1.0).contains(&optimizer.momentum), "optimizer.momentum", || {
+        format!("expected a number of at least 0 and below 1, got {}", optimizer.momentum)
+    });
     problems.expect(optimizer.eps > 0.0 && optimizer.eps.is_finite(), "optimizer.eps", || {
         format!("expected a finite number above 0, got {}", optimizer.eps)
     });

@@ -286,6 +286,8 @@ pub enum OptimizerKind {
     /// Adam with decoupled weight decay.
     #[default]
     Adamw,
+    /// Momentum made orthogonal for the matrices between embedding and head, Adam for the rest (kellerjordan.github.io/posts/muon).
+    Muon,
 }
 
 /// What happens at a step whose loss or gradient is not a number.
@@ -322,6 +324,8 @@ pub struct Optimizer {
     pub lr: f64,
     /// Decay rates of the first and second moment.
     pub betas: [f64; 2],
+    /// Decay of Muon's momentum.
+    pub momentum: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
     /// Decoupled weight decay, per step and unit of learning rate.
@@ -344,6 +348,7 @@ impl Default for Optimizer {
             kind: OptimizerKind::Adamw,
             lr: 1e-3,
             betas: [0.9, 0.95],
+            momentum: 0.95,
             eps: 1e-8,
             weight_decay: 0.1,
             decay: Decay::Matrices,

@@ -16,7 +16,7 @@ use ernie_kernels::limits::Limits;
 use ernie_model::Decoder;
 use ernie_nn::Width;
 use ernie_serve::engine::uniform;
-use ernie_train::{optimizer::AdamW, recipe, step};
+use ernie_train::{optimizer::Optimizer, recipe, step};
 use serde_json::json;
 use std::time::Instant;
 
@@ -80,7 +80,7 @@ pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) ->
     }
 
     let (objective, optimizer) = settings();
-    let mut optimizer = AdamW::new(&decoder.parameters(), &optimizer);
+    let mut optimizer = Optimizer::new(&decoder.parameters(), &optimizer);
     let lr = 1e-4;
     let batch = random_batch(&decoder, rows, seq_len, args.seed);
     let mut progress = Progress::new(*printer, name, Some(steps as u64 + 1), Unit::Items);
