@@ -11,7 +11,7 @@ use crate::{
 };
 use ernie_data::{chat::ChatTemplate, tokenizer::Tokenizer};
 use ernie_files::{gguf::Gguf, store::Store};
-use ernie_model::{Loaded, ModelConfig, ModelSource};
+use ernie_model::{Loaded, ModelConfig, ModelSource, weights::read_adapter};
 use std::path::{Path, PathBuf};
 
 /// A MODEL that was found.
@@ -54,8 +54,11 @@ impl Model {
     }
 
     /// Loads the weights, passing on what the loader wants the user to know.
-    pub(crate) fn load(&self, weights: WeightsOption, seed: u64, printer: &Printer) -> Result<Loaded> {
-        let loaded = ernie_model::load(&self.source(seed), weights.get()?)?;
+    pub(crate) fn load(&self, weights: &WeightsOption, seed: u64, printer: &Printer) -> Result<Loaded> {
+        let mut loaded = ernie_model::load(&self.source(seed), weights.get()?)?;
+        if let Some(folder) = &weights.adapter {
+            read_adapter(folder, &mut loaded.decoder)?;
+        }
         for note in &loaded.report.notes {
             printer.say(format!("note: {note}"));
         }
@@ -102,7 +105,7 @@ impl Model {
     pub(crate) fn load_to_talk(
         &self,
         what: Option<&str>,
-        weights: WeightsOption,
+        weights: &WeightsOption,
         seed: u64,
         printer: &Printer,
     ) -> Result<(Loaded, Option<Tokenizer>, ChatTemplate)> {

@@ -86,7 +86,7 @@ fn bad_usage_is_one_line_and_a_hint() {
 #[test]
 fn what_is_not_built_says_so_by_name() {
     let at = folder();
-    let names = ["upcycle", "prune", "convert", "plan", "claims"];
+    let names = ["prune", "convert", "plan", "claims"];
     for name in names {
         let answer = bad(at.path(), &[name, "preset:nano", "--anything"], 2);
         assert!(answer.err.contains(&format!("`ernie {name}`")), "{}", answer.err);
@@ -94,8 +94,6 @@ fn what_is_not_built_says_so_by_name() {
     }
     let int5 = bad(at.path(), &["generate", "preset:nano", "--ids", "5", "--weights", "int5"], 2);
     assert!(int5.err.contains("int5") && int5.err.contains("int4"), "{}", int5.err);
-    let adapter = bad(at.path(), &["generate", "preset:nano", "--ids", "5", "--adapter", "x"], 2);
-    assert!(adapter.err.contains("`--adapter`") && adapter.err.contains("not built yet"), "{}", adapter.err);
 }
 
 #[test]

@@ -36,6 +36,10 @@ const CHATS: &str = r#"{"messages": [{"role": "user", "content": "Who?"}, {"role
 
 fn logits(at: &Path, model: &str) -> Vec<f32> {
     good(at, &["logits", model, "--ids", "5,6,7,8,9", "--weights", "f32", "--out", "l.safetensors", "--json"]);
+    read(at)
+}
+
+fn read(at: &Path) -> Vec<f32> {
     let bytes = Checkpoint::open(&at.join("l.safetensors")).expect("logits").bytes("logits.0").expect("logits.0");
     bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
 }
@@ -56,8 +60,47 @@ fn an_adapter_is_trained_used_and_merged() {
     assert!(json["adapted"].as_u64().is_some_and(|n| n > 0), "{json}");
     good(at.path(), &["generate", "merged", "--prompt", "Who?", "--max-tokens", "3", "--quiet"]);
     let (run, merged, plain) = (logits(at.path(), "lora"), logits(at.path(), "merged"), logits(at.path(), &base));
+    // Beside the weights, whatever they are stored in, it changes what merging changed.
+    let beside = |weights: &str| {
+        let args = [
+            "logits",
+            &base,
+            "--ids",
+            "5,6,7,8,9",
+            "--weights",
+            weights,
+            "--adapter",
+            adapter,
+            "--out",
+            "l.safetensors",
+            "--json",
+        ];
+        good(at.path(), &args);
+        read(at.path())
+    };
     let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
     assert!(apart(&run, &merged) < 1e-5 && apart(&run, &plain) > 1e-3, "{}", apart(&run, &plain));
+    assert!(apart(&beside("f32"), &merged) < 1e-4, "{}", apart(&beside("f32"), &merged));
+    assert!(apart(&beside("int8"), &merged) < 0.5 * apart(&run, &plain), "{}", apart(&beside("int8"), &merged));
+    let said = |args: &[&str]| {
+        good(
+            at.path(),
+            &[&["generate", &base, "--prompt", "Who?", "--max-tokens", "8", "--temperature", "0", "--json"], args]
+                .concat(),
+        )
+        .json()["ids"]
+            .clone()
+    };
+    assert_eq!(
+        said(&["--adapter", adapter]),
+        good(
+            at.path(),
+            &["generate", "merged", "--prompt", "Who?", "--max-tokens", "8", "--temperature", "0", "--json"]
+        )
+        .json()["ids"]
+    );
+    let refused = bad(at.path(), &["generate", &base, "--prompt", "Who?", "--adapter", "nowhere"], 2);
+    assert!(refused.err.contains("nowhere"), "{}", refused.err);
 
     let line = good(at.path(), &["merge", &base, "--adapter", adapter, "--out", "again"]).out;
     assert!(line.contains("rank 2 times 8"), "{line}");

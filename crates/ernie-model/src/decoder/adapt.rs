@@ -41,7 +41,7 @@ impl Decoder {
     /// `seed`, `B` zero, so that nothing changes yet. Routed experts get none. Gives how many there are.
     ///
     /// # Errors
-    /// [`Error::Request`] for a rank of 0 or beyond a weight's, an unknown target, a model without any of them, or one that was loaded to run.
+    /// [`Error::Request`] for a rank of 0 or beyond a weight's, an unknown target, or a model without any of them.
     pub fn adapt(&mut self, adaptation: &Adaptation, seed: u64) -> Result<usize> {
         let wrong = |what: String| Err(Error::Request(what));
         if let Some(name) = adaptation.targets.iter().find(|name| !TARGETS.contains(&name.as_str())) {
@@ -50,11 +50,7 @@ impl Decoder {
         let width = if self.activations == Activations::Mixed { Width::Bf16 } else { Width::F32 };
         let parameters = self.parameters();
         let mut count = 0;
-        for linear in self.linears_mut() {
-            let Some(weight) = linear.weight().parameter() else {
-                return wrong("a model that was loaded to run cannot be adapted".into());
-            };
-            let name = weight.name().trim_end_matches(".weight").to_owned();
+        for (name, linear) in self.linears_mut() {
             if !adaptation.targets.iter().any(|target| name.rsplit('.').next() == Some(target)) {
                 continue;
             }
@@ -81,8 +77,12 @@ impl Decoder {
     }
 
     /// Each adapted weight's published name with its adapter, in a fixed order.
-    pub fn adapters(&self) -> Vec<(&str, &Adapter)> {
-        self.linears().into_iter().filter_map(named).collect()
+    pub fn adapters(&self) -> Vec<(String, &Adapter)> {
+        let mut all = Vec::new();
+        for (name, linear) in self.linears() {
+            all.extend(linear.adapter().map(|adapter| (format!("{name}.weight"), adapter)));
+        }
+        all
     }
 
     /// Everything that is trained: the parameters, or the adapters of a model that has some.
@@ -113,23 +113,33 @@ impl Decoder {
         save_into(folder, &self.config, &tensors, kept, save_as)
     }
 
-    fn linears(&self) -> Vec<&Linear> {
+    /// The linears that can be adapted, by their published names.
+    fn linears(&self) -> Vec<(String, &Linear)> {
         let mut all = Vec::new();
-        for layer in &self.layers {
-            all.extend(layer.self_attn.linears());
-            all.extend(layer.mlp.shared().into_iter().flat_map(Mlp::linears));
+        for (at, layer) in self.layers.iter().enumerate() {
+            let mlp = layer.mlp.shared().into_iter().flat_map(Mlp::linears);
+            all.extend(names(at, &layer.mlp).into_iter().zip(layer.self_attn.linears().into_iter().chain(mlp)));
         }
         all
     }
 
-    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+    fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
         let mut all = Vec::new();
-        for layer in &mut self.layers {
-            all.extend(layer.self_attn.linears_mut());
-            all.extend(layer.mlp.shared_mut().into_iter().flat_map(Mlp::linears_mut));
+        for (at, layer) in self.layers.iter_mut().enumerate() {
+            let names = names(at, &layer.mlp);
+            let mlp = layer.mlp.shared_mut().into_iter().flat_map(Mlp::linears_mut);
+            all.extend(names.into_iter().zip(layer.self_attn.linears_mut().into_iter().chain(mlp)));
         }
         all
     }
+}
+
+/// The names of a layer's linears, those of attention first.
+fn names(layer: usize, mlp: &FeedForward) -> Vec<String> {
+    let mlp = if matches!(mlp, FeedForward::Dense(_)) { "mlp" } else { "mlp.shared_experts" };
+    let parts =
+        TARGETS.iter().enumerate().map(|(at, target)| if at < 4 { ("self_attn", target) } else { (mlp, target) });
+    parts.map(|(part, target)| format!("model.layers.{layer}.{part}.{target}")).collect()
 }
 
 impl FeedForward {
@@ -147,9 +157,4 @@ impl FeedForward {
             Self::Moe(moe) => moe.shared_experts_mut(),
         }
     }
-}
-
-/// A linear's weight by name, with its adapter.
-fn named(linear: &Linear) -> Option<(&str, &Adapter)> {
-    Some((linear.weight().parameter()?.name(), linear.adapter()?))
 }

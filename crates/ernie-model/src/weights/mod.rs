@@ -22,6 +22,7 @@ mod random;
 mod save;
 mod source;
 mod stored;
+mod upcycle;
 
 pub use adapter::{read_adapter, write_adapter};
 pub use quantize::quantize_into;
@@ -29,6 +30,7 @@ pub(crate) use random::uniform;
 pub use save::{SHARD_BYTES, SaveAs, SaveTensor, Values, save, save_into, save_sharded};
 pub use source::Weights;
 pub use stored::Stored;
+pub use upcycle::{Upcycling, upcycle_into};
 
 /// Where a model is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -68,6 +68,12 @@ pub(crate) fn uniform(seed: u64, name: &str, elements: usize, most: f64) -> Vec<
     (0..elements).map(|_| draw() as f32).collect()
 }
 
+/// Which of `count` things are drawn, each with a chance of `share`, by the stream of `name`.
+pub(super) fn drawn(seed: u64, name: &str, count: usize, share: f64) -> Vec<bool> {
+    let mut rng = stream(seed, name, 0);
+    (0..count).map(|_| (f64::from(rng.next_u32()) + 0.5) / 4_294_967_296.0 < share).collect()
+}
+
 fn stream(seed: u64, name: &str, run: u64) -> ChaCha8Rng {
     // FNV-1a spreads the name over 64 bits; equal hashes would give equal values, not wrong ones.
     let hash = name

@@ -10,7 +10,9 @@ mod unbuilt;
 #[cfg(feature = "http")]
 use crate::commands::serve;
 use crate::{
-    commands::{bench, chat, eval, generate, inspect, logits, merge, quantize, report, score, store, tokenize, train},
+    commands::{
+        bench, chat, eval, generate, inspect, logits, merge, quantize, report, score, store, tokenize, train, upcycle,
+    },
     exit::Exit,
     failure::{Failure, Result},
     quickstart,
@@ -63,6 +65,7 @@ pub(crate) enum Command {
     Serve(serve::Args),
     Quantize(quantize::Args),
     Merge(merge::Args),
+    Upcycle(upcycle::Args),
     /// Text to ids, ids to text, and a new byte-level BPE tokenizer
     #[command(before_help = "Example:\n  echo 'The quick brown fox' | ernie tokenize encode runs/quickstart")]
     Tokenize {
@@ -122,24 +125,15 @@ fn refuse(error: &clap::Error) -> Failure {
     }
 }
 
-/// The refusal of a command or flag of the contract that is still to come.
+/// The refusal of a command of the contract that is still to come.
 fn not_built(error: &clap::Error, kind: ErrorKind) -> Option<Failure> {
-    let context = match kind {
-        ErrorKind::InvalidSubcommand => ContextKind::InvalidSubcommand,
-        ErrorKind::UnknownArgument => ContextKind::InvalidArg,
-        _ => return None,
-    };
-    let ContextValue::String(typed) = error.get(context)? else {
+    let (ErrorKind::InvalidSubcommand, Some(ContextValue::String(typed))) =
+        (kind, error.get(ContextKind::InvalidSubcommand))
+    else {
         return None;
     };
-    let hint = "`ernie --help` lists what is built";
-    if kind == ErrorKind::InvalidSubcommand {
-        let what = unbuilt::command(typed)?;
-        return Some(Failure::not_built(&format!("`ernie {typed}` ({what})")).hint(hint));
-    }
-    let flag = typed.split('=').next().unwrap_or(typed);
-    let what = unbuilt::flag(flag)?;
-    Some(Failure::not_built(&format!("`{flag}` ({what})")).hint(hint))
+    let what = unbuilt::command(typed)?;
+    Some(Failure::not_built(&format!("`ernie {typed}` ({what})")).hint("`ernie --help` lists what is built"))
 }
 
 #[cfg(test)]

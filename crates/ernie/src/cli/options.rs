@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use ernie_model::WeightsAs;
+use std::path::PathBuf;
 
 /// What every command takes.
 #[derive(Clone, Debug, Args)]
@@ -22,12 +23,15 @@ pub(crate) struct Json {
     pub(crate) json: bool,
 }
 
-/// What the weights become while loading.
-#[derive(Clone, Copy, Debug, Args)]
+/// What the weights become while loading, and what stands beside them.
+#[derive(Clone, Debug, Args)]
 pub(crate) struct WeightsOption {
     /// What to compute on: the weights as stored, or what they become while loading
     #[arg(long, value_name = "FORM", default_value = "native", hide_possible_values = false)]
     weights: WeightsForm,
+    /// An adapter beside the weights, as PEFT writes it and as a run with [adapter] leaves it in checkpoint-N/adapter
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -46,7 +50,7 @@ enum WeightsForm {
 
 impl WeightsOption {
     /// The form's name, as it is typed.
-    pub(crate) fn name(self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self.weights {
             WeightsForm::Native => "native",
             WeightsForm::F32 => "f32",
@@ -57,7 +61,7 @@ impl WeightsOption {
     }
 
     /// The form asked for.
-    pub(crate) fn get(self) -> crate::failure::Result<WeightsAs> {
+    pub(crate) fn get(&self) -> crate::failure::Result<WeightsAs> {
         Ok(match self.weights {
             WeightsForm::Native => WeightsAs::Native,
             WeightsForm::F32 => WeightsAs::F32,

@@ -51,7 +51,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let model = Model::find(&args.model)?;
     let (loaded, tokenizer, template) =
-        model.load_to_talk(Some("`chat`"), args.weights, args.sampling.seed, printer)?;
+        model.load_to_talk(Some("`chat`"), &args.weights, args.sampling.seed, printer)?;
     let mut options = args.sampling.get();
     options.cancel = Some(interrupt::flag());
     let mut talk = Talk {

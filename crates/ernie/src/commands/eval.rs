@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let task = tasks::find(task).map_err(|e| Failure::from(e).hint("ernie eval --list"))?;
     let model = Model::find(model)?;
     let tokenizer = model.tokenizer_for("`eval`")?;
-    let loaded = model.load(args.weights, args.seed, printer)?;
+    let loaded = model.load(&args.weights, args.seed, printer)?;
     let options = EvalOptions {
         data: args.data.clone(),
         shots: args.shots,

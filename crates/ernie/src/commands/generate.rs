@@ -55,7 +55,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let model = Model::find(&args.model)?;
     let what = args.ids.is_none().then_some("a prompt of text");
-    let (loaded, tokenizer, template) = model.load_to_talk(what, args.weights, args.sampling.seed, printer)?;
+    let (loaded, tokenizer, template) = model.load_to_talk(what, &args.weights, args.sampling.seed, printer)?;
     let mut session = Session::new(engine(loaded.decoder, 1)?, tokenizer, template);
     let prompt = match (&args.ids, &args.prompt) {
         (Some(ids), _) => ids.clone(),

@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         (None, None) => return Err(Failure::input("expected --ids or --ids-file")),
     };
     let model = Model::find(&args.model)?;
-    let loaded = model.load(args.weights, args.seed, printer)?;
+    let loaded = model.load(&args.weights, args.seed, printer)?;
     let mut engine = engine(loaded.decoder, 1)?;
     let vocab = engine.vocab_size();
 

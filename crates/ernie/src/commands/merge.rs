@@ -9,8 +9,8 @@ use crate::{
     printer::{self, Printer},
 };
 use ernie_files::atomic::Folder;
-use ernie_model::config::StoredDtype;
 use ernie_model::weights::{SaveAs, read_adapter};
+use ernie_model::{ModelConfig, config::StoredDtype};
 use ernie_nn::Width;
 use serde_json::json;
 use std::path::PathBuf;
@@ -49,14 +49,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let adaptation = read_adapter(&args.adapter, &mut decoder)?;
     let adapted = decoder.adapters().len();
 
-    let stored = match &model.place {
-        Place::Gguf(_) => None,
-        Place::Folder(_) | Place::Preset(_) => decoder.config().dtype,
-    };
-    let save_as = match stored {
-        Some(StoredDtype::F16 | StoredDtype::Bf16) => SaveAs::Bf16,
-        _ => SaveAs::F32,
-    };
+    let save_as = as_stored(&model, decoder.config());
     decoder.save_into(folder.path(), &loaded.report.kept, save_as)?;
     beside(&model, folder.path())?;
     let bytes = weight_files(folder.path())?;
@@ -80,4 +73,16 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         ))?;
     }
     Ok(Exit::Done)
+}
+
+/// The format of a new checkpoint of the same model: bf16 where it is stored in 16 bits, else f32.
+pub(super) fn as_stored(model: &Model, config: &ModelConfig) -> SaveAs {
+    let stored = match &model.place {
+        Place::Gguf(_) => None,
+        Place::Folder(_) | Place::Preset(_) => config.dtype,
+    };
+    match stored {
+        Some(StoredDtype::F16 | StoredDtype::Bf16) => SaveAs::Bf16,
+        _ => SaveAs::F32,
+    }
 }

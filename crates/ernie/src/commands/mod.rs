@@ -15,6 +15,7 @@ pub(crate) mod serve;
 pub(crate) mod store;
 pub(crate) mod tokenize;
 pub(crate) mod train;
+pub(crate) mod upcycle;
 
 use tracing_subscriber::{Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -61,6 +62,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Bench(args) => bench::run(&args, workers, &printer),
         Command::Quantize(args) => quantize::run(&args, &printer),
         Command::Merge(args) => merge::run(&args, &printer),
+        Command::Upcycle(args) => upcycle::run(&args, &printer),
         Command::Tokenize { action } => tokenize::run(&action, &printer),
         Command::Pull(args) => store::pull(&args, &printer),
         Command::List(args) => store::list(&args, &printer),

@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         lines.push((number, line));
     }
 
-    let loaded = model.load(args.weights, args.seed, printer)?;
+    let loaded = model.load(&args.weights, args.seed, printer)?;
     let mut engine = engine(loaded.decoder, TOGETHER)?;
     let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer };
     let mut pairs: Vec<Pair> = Vec::with_capacity(lines.len());

@@ -83,7 +83,7 @@ pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) ->
     let config = Weights::open(&model.source(args.seed), WeightsAs::Native)?.config().clone();
     workload.check(config.max_position_embeddings)?;
     has_room(&config, &workload)?;
-    let loaded = model.load(args.weights, args.seed, printer)?;
+    let loaded = model.load(&args.weights, args.seed, printer)?;
     let weight_bytes = loaded.decoder.weight_bytes();
     let most = args.report.as_ref().map_or(workload.batch, |_| workload.batch.max(page::MOST_STREAMS));
     let mut engine = Engine::new(loaded.decoder, speed::options(most))?;

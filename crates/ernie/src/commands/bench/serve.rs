@@ -262,7 +262,7 @@ pub(super) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
 impl Args {
     /// With places for as many requests as the most readers make at a time.
     fn load_engine(&self, model: &str, printer: &Printer) -> Result<Engine> {
-        let loaded = Model::find(model)?.load(self.weights, self.seed, printer)?;
+        let loaded = Model::find(model)?.load(&self.weights, self.seed, printer)?;
         let most = self.clients.iter().copied().max().unwrap_or(16) as usize;
         Ok(Engine::new(loaded.decoder, EngineOptions { max_running: most.min(256), ..EngineOptions::default() })?)
     }

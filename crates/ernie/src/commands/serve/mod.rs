@@ -120,12 +120,12 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     printer.say(format!("listening on {scheme}://{address}, loading {}", model.name));
 
     let guard = interrupt::graceful();
-    let (weights, seed, printer) = (args.weights, args.seed, *printer);
+    let (weights, seed, printer) = (args.weights.clone(), args.seed, *printer);
     let (max_running, max_queue) = (usize::from(args.limits.max_running), config.limits.queue);
     let load = move || {
         let tokenizer = model.tokenizer()?;
         let template = model.chat_template(tokenizer.as_ref())?;
-        let decoder = Arc::new(model.load(weights, seed.unwrap_or(0), &printer)?.decoder);
+        let decoder = Arc::new(model.load(&weights, seed.unwrap_or(0), &printer)?.decoder);
         let options = EngineOptions {
             max_running,
             // The server counts its own queue; the engine's must not be shorter.
