@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the files of pretrain-zh-en.toml and sft-nano.toml: zh-en.sh SOURCES OUT
+# Makes the files of pretrain-zh-en.toml, and conversations in the same languages: zh-en.sh SOURCES OUT
 #
 # SOURCES holds, as JSON lines under gzip with the fields in brackets:
 #   en_gutenberg_books   [title, text]      14 books of Project Gutenberg (github.com/GITenberg); public domain

@@ -86,7 +86,7 @@ fn bad_usage_is_one_line_and_a_hint() {
 #[test]
 fn what_is_not_built_says_so_by_name() {
     let at = folder();
-    let names = ["prune", "convert", "plan", "claims"];
+    let names = ["prune", "plan", "claims"];
     for name in names {
         let answer = bad(at.path(), &[name, "preset:nano", "--anything"], 2);
         assert!(answer.err.contains(&format!("`ernie {name}`")), "{}", answer.err);

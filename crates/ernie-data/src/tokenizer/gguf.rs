@@ -16,7 +16,8 @@ use super::side::SideFiles;
 use super::{Tokenizer, json as json_file, sentencepiece};
 use crate::{Error, Result};
 
-const PREFIX: &str = "tokenizer.ggml.";
+/// What stands before every key of a tokenizer.
+pub(super) const PREFIX: &str = "tokenizer.ggml.";
 
 /// Pattern of Llama 3, and of Qwen 2 with `{1,3}` taken out.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -39,6 +40,14 @@ fn patterns(name: &str) -> Option<(Vec<&'static str>, bool)> {
         "dbrx" | "smaug-bpe" => (vec![LLAMA3], false),
         "qwen2" | "deepseek-r1-qwen" | "megrez" | "stablelm2" | "hunyuan" => (vec![QWEN2], false),
         _ => return None,
+    })
+}
+
+/// A name in the file of a pre-tokenizer that cuts by these patterns.
+pub(super) fn name_of(cuts: &[String], ignore_merges: bool) -> Option<&'static str> {
+    let names = ["gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "default"];
+    names.into_iter().find(|name| {
+        patterns(name).is_some_and(|(known, ignores)| ignores == ignore_merges && known.iter().eq(cuts.iter()))
     })
 }
 

@@ -24,6 +24,7 @@ mod pretokenize;
 mod sentencepiece;
 mod side;
 mod stream;
+mod to_gguf;
 mod train;
 
 use std::borrow::Cow;

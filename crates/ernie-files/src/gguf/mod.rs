@@ -7,6 +7,7 @@
 mod parse;
 mod types;
 mod value;
+mod write;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -19,6 +20,7 @@ use crate::map::{Bytes, Map};
 
 pub use types::GgmlType;
 pub use value::{Array, Value};
+pub use write::{NewTensor, Writer};
 
 /// One tensor of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,11 +1,11 @@
-//! From the metadata of a GGUF file to a checked [`ModelConfig`].
+//! From the metadata of a GGUF file to a checked [`ModelConfig`], and back.
 //!
 //! Three architectures are read: `ernie4_5`, `ernie4_5-moe`, and `llama`, whose dense decoder is ours under other
 //! names (llama.cpp stores its query and key rows in the interleaved order this family uses). Keys of the
 //! architecture that we do not know are refused where they speak of attention, positions or experts, and noted
 //! elsewhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ernie_files::gguf::{Gguf, Value};
 
@@ -45,6 +45,45 @@ impl ModelConfig {
         let notes = keys.settle()?;
         config.check(&keys.place)?;
         Ok((config, notes))
+    }
+}
+
+impl ModelConfig {
+    /// The metadata that [`Self::from_gguf`] reads, but for the tokenizer's.
+    ///
+    /// # Errors
+    /// [`Error::NotBuilt`] for a VL model.
+    pub fn to_gguf(&self) -> Result<BTreeMap<String, Value>> {
+        let name = match self.architecture {
+            Architecture::Dense => "ernie4_5",
+            Architecture::Moe => "ernie4_5-moe",
+            _ => return Err(Error::not_built("VL models in GGUF")),
+        };
+        let mut metadata = BTreeMap::from([("general.architecture".to_owned(), Value::String(name.into()))]);
+        let mut set = |key: &str, value: Value| metadata.insert(format!("{name}.{key}"), value);
+        let count = |count: usize| Value::U32(u32::try_from(count).unwrap_or(u32::MAX));
+        set("context_length", count(self.max_position_embeddings));
+        set("embedding_length", count(self.hidden_size));
+        set("block_count", count(self.num_hidden_layers));
+        set("feed_forward_length", count(self.intermediate_size));
+        set("attention.head_count", count(self.num_attention_heads));
+        set("attention.head_count_kv", count(self.num_key_value_heads));
+        set("attention.key_length", count(self.head_dim));
+        set("attention.value_length", count(self.head_dim));
+        set("attention.layer_norm_rms_epsilon", Value::F32(self.rms_norm_eps as f32));
+        set("rope.dimension_count", count(self.head_dim));
+        set("rope.freq_base", Value::F32(self.rope_theta as f32));
+        set("vocab_size", count(self.vocab_size));
+        if let Some(moe) = &self.moe {
+            set("expert_count", count(moe.num_experts));
+            set("expert_used_count", count(moe.k));
+            set("expert_feed_forward_length", count(moe.intermediate_size));
+            set("expert_shared_count", count(moe.num_shared_experts));
+            set("expert_shared_feed_forward_length", count(moe.shared_intermediate_size()));
+            set("interleave_moe_layer_step", count(moe.layer_interval));
+            set("leading_dense_block_count", count(moe.layer_start_index));
+        }
+        Ok(metadata)
     }
 }
 

@@ -22,6 +22,7 @@ mod random;
 mod save;
 mod source;
 mod stored;
+mod to_gguf;
 mod upcycle;
 
 pub use adapter::{read_adapter, write_adapter};
@@ -30,6 +31,7 @@ pub(crate) use random::uniform;
 pub use save::{SHARD_BYTES, SaveAs, SaveTensor, Values, save, save_into, save_sharded};
 pub use source::Weights;
 pub use stored::Stored;
+pub use to_gguf::{GgufAs, write_gguf};
 pub use upcycle::{Upcycling, upcycle_into};
 
 /// Where a model is.

@@ -11,7 +11,8 @@ mod unbuilt;
 use crate::commands::serve;
 use crate::{
     commands::{
-        bench, chat, eval, generate, inspect, logits, merge, quantize, report, score, store, tokenize, train, upcycle,
+        bench, chat, convert, eval, generate, inspect, logits, merge, quantize, report, score, store, tokenize, train,
+        upcycle,
     },
     exit::Exit,
     failure::{Failure, Result},
@@ -66,6 +67,7 @@ pub(crate) enum Command {
     Quantize(quantize::Args),
     Merge(merge::Args),
     Upcycle(upcycle::Args),
+    Convert(convert::Args),
     /// Text to ids, ids to text, and a new byte-level BPE tokenizer
     #[command(before_help = "Example:\n  echo 'The quick brown fox' | ernie tokenize encode runs/quickstart")]
     Tokenize {

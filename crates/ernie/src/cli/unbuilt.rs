@@ -4,7 +4,6 @@
 
 const COMMANDS: &[(&str, &str)] = &[
     ("prune", "a pruned checkpoint"),
-    ("convert", "a checkpoint in another format"),
     ("plan", "memory, speed and cost of a model on given hardware"),
     ("claims", "the article's claims and what was measured"),
 ];

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod convert;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod inspect;
@@ -63,6 +64,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Quantize(args) => quantize::run(&args, &printer),
         Command::Merge(args) => merge::run(&args, &printer),
         Command::Upcycle(args) => upcycle::run(&args, &printer),
+        Command::Convert(args) => convert::run(&args, &printer),
         Command::Tokenize { action } => tokenize::run(&action, &printer),
         Command::Pull(args) => store::pull(&args, &printer),
         Command::List(args) => store::list(&args, &printer),
