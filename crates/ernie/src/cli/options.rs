@@ -29,7 +29,7 @@ pub(crate) struct WeightsOption {
     /// What to compute on: the weights as stored, or what they become while loading
     #[arg(long, value_name = "FORM", default_value = "native", hide_possible_values = false)]
     weights: WeightsForm,
-    /// An adapter beside the weights, as PEFT writes it and as a run with [adapter] leaves it in checkpoint-N/adapter
+    /// An adapter beside the weights, as PEFT writes it and as a run that trains one leaves it in checkpoint-N/adapter
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
 }

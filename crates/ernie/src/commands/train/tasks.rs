@@ -39,7 +39,7 @@ impl Tasks {
 
     fn measure(&self, saved: &Saved) -> Result<()> {
         let path = self.run.join(EVALUATIONS);
-        let failed = |error: std::io::Error| Failure::io(&format!("writing {}", path.display()), &error);
+        let failed = |error: std::io::Error| Failure::io(format!("writing {}", path.display()), &error);
         let model = Model { name: saved.path.display().to_string(), place: Place::Folder(saved.path.clone()) };
         for (task, options) in &self.tasks {
             let report = eval::measure(&model, *task, options, &self.printer)?;
