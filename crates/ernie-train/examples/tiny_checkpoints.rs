@@ -33,7 +33,13 @@ fn train(kind: &str, out: &Path) -> Fallible<()> {
          [batch]\nrows = 4\nseq_len = 64\n[schedule]\nsteps = 20\nwarmup = 2\n[optimizer]\nlr = 0.01\n[evaluation]\nevery = 0\n"
     );
     let recipe = Recipe::parse(&text, "tiny_checkpoints", Path::new("/"), &[], &std::env::current_dir()?)?;
-    let options = Options { out: out.to_owned(), resume: false, commit: String::new(), resolve: &|_: &str| None };
+    let options = Options {
+        out: out.to_owned(),
+        resume: false,
+        commit: String::new(),
+        resolve: &|_: &str| None,
+        asked: &|_, _| (),
+    };
     let mut trainer = Trainer::prepare(recipe, &options)?;
     let finished = trainer.run(&mut [], &AtomicBool::new(false))?;
 

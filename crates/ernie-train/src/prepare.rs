@@ -68,7 +68,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
         }
     }
     let references = match recipe.objective.asks_reference() {
-        true => reference::references(out, &mut loader, held_out.as_mut(), |ask| match &newest {
+        true => reference::references(out, &mut loader, held_out.as_mut(), options.asked, |ask| match &newest {
             // What was saved has learned; the reference is what it began with.
             Some(_) if adaptation.is_none() => ask(&model(&recipe, &tokenizer, options)?.decoder),
             _ => ask(&decoder),

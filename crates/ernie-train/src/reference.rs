@@ -37,6 +37,7 @@ pub(crate) fn references(
     run: &Path,
     loader: &mut Loader,
     held_out: Option<&mut HeldOut>,
+    asked: &dyn Fn(u64, u64),
     model: impl FnOnce(&mut dyn FnMut(&Decoder) -> Result<()>) -> Result<()>,
 ) -> Result<References> {
     let path = run.join(REFERENCE_FILE);
@@ -68,7 +69,10 @@ pub(crate) fn references(
 
     let mut found = References::default();
     model(&mut |decoder| {
-        let ask = |batch: &Batch| {
+        let (mut done, of) = (0, places.iter().map(Vec::len).sum::<usize>() as u64);
+        let mut ask = |batch: &Batch| {
+            done += batch.rows as u64;
+            asked(done, of);
             let hidden = no_grad(|| decoder.hidden(&tokens(batch), None, &mut ()))?;
             log_probabilities(decoder, &hidden, batch)
         };
@@ -119,13 +123,10 @@ fn write(path: &Path, marks: &BTreeMap<String, String>, places: &Counts, found: 
         places.iter().flat_map(|(place, _)| rows.get(place).into_iter().flatten().copied()).collect()
     };
     let parts = [flat(&places[0], &found.train), flat(&places[1], &found.held_out)];
-    let infos = ["train", "held_out"]
-        .iter()
-        .zip(&parts)
-        .map(|(name, part)| TensorInfo::new(*name, Dtype::F32, vec![part.len()]));
-    let beside = path.with_file_name(format!(".{REFERENCE_FILE}.ernie-tmp-new"));
-    let mut writer = Writer::create(&beside, &infos.collect::<Vec<_>>(), marks)?;
+    let infos = ["train", "held_out"].iter().zip(&parts);
+    let infos: Vec<TensorInfo> =
+        infos.map(|(name, part)| TensorInfo::new(*name, Dtype::F32, vec![part.len()])).collect();
+    let mut writer = Writer::create(path, &infos, marks)?;
     parts.iter().try_for_each(|part| writer.write(&bytes(part)))?;
-    writer.finish()?;
-    std::fs::rename(&beside, path).map_err(|error| crate::Error::io(path, "cannot be written", error))
+    Ok(writer.finish()?)
 }

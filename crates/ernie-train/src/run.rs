@@ -40,6 +40,8 @@ pub struct Options<'a> {
     pub commit: String,
     /// Finds the folder or file of a MODEL that is not a path (a hub name in the local store); `None` if it is not there.
     pub resolve: &'a dyn Fn(&str) -> Option<PathBuf>,
+    /// Told how many rows the reference of preferences has been asked about, and of how many: it may take minutes.
+    pub asked: &'a dyn Fn(u64, u64),
 }
 
 /// A run that is ready to step.

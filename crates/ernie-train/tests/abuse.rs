@@ -250,3 +250,21 @@ fn a_run_is_a_model_to_train_further() {
         "ernie pull",
     );
 }
+
+#[test]
+fn a_line_of_a_gigabyte_is_refused_in_little_memory() {
+    let room = Room::new(3000);
+    room.run("dense", "base", false, &["schedule.steps=1"]).unwrap();
+    let path = room.path("train.jsonl");
+    std::fs::write(&path, "{\"instruction\": \"a\", \"output\": \"b\"}\n").unwrap();
+    // Without a line break to its end, and without a byte of it on the disk.
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 30).unwrap();
+    let recipe = std::fs::read_to_string(room.path("dense.toml")).unwrap();
+    let recipe = recipe.replace("config = \"dense.json\"", "weights = \"base\"").replace("{ train = 300 }", "\"base\"");
+    let recipe = recipe.replace("train.txt", "train.jsonl").replace("held_out = [\"held_out.txt\"]", "");
+    for kind in ["sft", "dpo"] {
+        let text = recipe.replace("[objective]", &format!("[objective]\nkind = \"{kind}\""));
+        std::fs::write(room.path("long.toml"), text).unwrap();
+        input_error(&room.run("long", kind, false, &[]).unwrap_err(), "train.jsonl:");
+    }
+}

@@ -23,8 +23,13 @@ fn child() {
     let overrides: Vec<String> = SETS.iter().map(|&set| set.to_owned()).collect();
     let recipe = ernie_train::Recipe::load(&folder.join("moe.toml"), &overrides, &folder).unwrap();
     let resolve = |_: &str| None;
-    let options =
-        ernie_train::Options { out: folder.join("killed"), resume: true, commit: "0000000".into(), resolve: &resolve };
+    let options = ernie_train::Options {
+        out: folder.join("killed"),
+        resume: true,
+        commit: "0000000".into(),
+        resolve: &resolve,
+        asked: &|_, _| (),
+    };
     let mut trainer = ernie_train::Trainer::prepare(recipe, &options).unwrap();
     trainer.run(&mut [], &std::sync::atomic::AtomicBool::new(false)).unwrap();
 }

@@ -59,6 +59,7 @@ fn mistakes_are_named_and_nothing_is_overwritten() {
     assert!(refused.err.contains("there already"), "{}", refused.err);
     assert_eq!(fs::read(at.path().join("there.gguf")).expect("the file"), b"precious");
     bad(at.path(), &["convert", &dense, "--to", "onnx", "--out", "x"], 2);
+    bad(at.path(), &["convert", &dense, "--to", "hf", "--type", "f32", "--out", "x"], 2);
     bad(at.path(), &["convert", "nowhere", "--to", "gguf", "--out", "x"], 2);
     let refused = bad(at.path(), &["convert", &parity("vl").display().to_string(), "--to", "gguf", "--out", "x"], 2);
     assert!(!at.path().join("x").exists(), "{}", refused.err);

@@ -56,3 +56,19 @@ fn a_run_is_drawn_and_two_are_compared() {
         bad(at.path(), &["train", "r.toml", "--out", "c", "--set", "evaluation.tasks=[{task=\"nosuch\"}]"], 2);
     assert!(refused.err.contains("evaluation.tasks") && !at.path().join("c").exists(), "{}", refused.err);
 }
+
+#[test]
+fn preferences_are_a_task() {
+    let at = tempfile::tempdir().expect("a temporary folder");
+    let run = tiny_run().display().to_string();
+    let line = r#"{"instruction": "Who?", "chosen": "The fox.", "rejected": "QZXJ KWVP"}"#;
+    fs::write(at.path().join("p.jsonl"), format!("{line}\n{line}\n")).expect("data");
+    let json = good(at.path(), &["eval", &run, "--task", "preference", "--data", "p.jsonl", "--json"]).json();
+    assert!(json["n"] == 2 && json["metrics"]["acc"].as_f64().is_some_and(|acc| acc == 0.0 || acc == 1.0), "{json}");
+    assert!(json["metrics"]["acc_norm_stderr"].is_number(), "{json}");
+    let refused = bad(at.path(), &["eval", &run, "--task", "preference"], 2);
+    assert!(refused.err.contains("--data"), "{}", refused.err);
+    fs::write(at.path().join("bad.jsonl"), format!("{line}\n{{\"chosen\": 1}}\n")).expect("data");
+    let refused = bad(at.path(), &["eval", &run, "--task", "preference", "--data", "bad.jsonl"], 2);
+    assert!(refused.err.contains("bad.jsonl:2"), "{}", refused.err);
+}

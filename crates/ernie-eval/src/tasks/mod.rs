@@ -4,11 +4,13 @@
 //! name it in the list.
 
 mod perplexity;
+mod preference;
 mod sst2;
 
 use std::path::PathBuf;
 
 pub use perplexity::Perplexity;
+pub use preference::Preferences;
 pub use sst2::Sst2;
 
 use crate::{Error, EvalReport, Result, Subject};
@@ -34,7 +36,7 @@ pub trait Task: Sync {
 }
 
 /// All tasks.
-pub const TASKS: &[&dyn Task] = &[&Perplexity, &Sst2];
+pub const TASKS: &[&dyn Task] = &[&Perplexity, &Preferences, &Sst2];
 
 /// The task of this name.
 ///
@@ -93,6 +95,6 @@ mod tests {
             assert!(!task.about().is_empty() && !task.data().is_empty());
         }
         let error = find("mmlu").err().unwrap();
-        assert!(error.is_input() && error.to_string().contains("perplexity, sst2"), "{error}");
+        assert!(error.is_input() && error.to_string().contains("perplexity, preference, sst2"), "{error}");
     }
 }

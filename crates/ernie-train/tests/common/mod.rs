@@ -88,7 +88,8 @@ impl Room {
 
     pub fn trainer(&self, kind: &str, out: &str, resume: bool, overrides: &[&str]) -> Result<Trainer> {
         let resolve = |_: &str| None;
-        let options = Options { out: self.path(out), resume, commit: "0000000".into(), resolve: &resolve };
+        let options =
+            Options { out: self.path(out), resume, commit: "0000000".into(), resolve: &resolve, asked: &|_, _| () };
         Trainer::prepare(self.recipe(kind, overrides)?, &options)
     }
 

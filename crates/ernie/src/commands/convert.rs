@@ -34,9 +34,9 @@ pub(crate) struct Args {
     /// The file (gguf) or folder (hf)
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
-    /// In what a GGUF file stores matrices
-    #[arg(long = "type", value_name = "TYPE", default_value = "bf16")]
-    kind: Kind,
+    /// In what a GGUF file stores matrices [default: bf16]
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<Kind>,
     #[command(flatten)]
     json: Json,
 }
@@ -82,9 +82,9 @@ fn gguf(args: &Args, model: &Model, printer: &Printer) -> Result<(u64, u64)> {
         return Err(Failure::input(format!("{}: is there already", args.out.display())).hint("--out takes a new file"));
     }
     let to = match args.kind {
-        Kind::F32 => GgufAs::F32,
-        Kind::Bf16 => GgufAs::Bf16,
-        Kind::Q8 => GgufAs::Q8,
+        Some(Kind::F32) => GgufAs::F32,
+        Some(Kind::Bf16) | None => GgufAs::Bf16,
+        Some(Kind::Q8) => GgufAs::Q8,
     };
     let source = model.source(0);
     let rows = Weights::open(&source, WeightsAs::Native)?.config().vocab_size;
@@ -117,6 +117,11 @@ fn gguf(args: &Args, model: &Model, printer: &Printer) -> Result<(u64, u64)> {
 }
 
 fn folder(args: &Args, model: &Model, printer: &Printer) -> Result<(u64, u64)> {
+    if args.kind.is_some() {
+        return Err(Failure::input(
+            "--type is of --to gguf; a folder is in bf16 where the model is stored in 16 bits, else in f32",
+        ));
+    }
     let folder = Folder::begin(&args.out).map_err(|error| {
         let failure = Failure::from(error);
         if args.out.exists() { failure.hint("--out takes a folder that does not exist or is empty") } else { failure }

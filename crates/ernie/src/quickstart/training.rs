@@ -164,8 +164,13 @@ fn recipe(seed: u64, steps: u64) -> Result<Recipe> {
 }
 
 fn prepare(recipe: Recipe, out: &Path) -> Result<Trainer> {
-    let options =
-        Options { out: out.to_owned(), resume: false, commit: crate::commands::COMMIT.to_owned(), resolve: &|_| None };
+    let options = Options {
+        out: out.to_owned(),
+        resume: false,
+        commit: crate::commands::COMMIT.to_owned(),
+        resolve: &|_| None,
+        asked: &|_, _| (),
+    };
     Ok(Trainer::prepare(recipe, &options)?)
 }
 

@@ -53,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "F.html", conflicts_with = "train")]
     report: Option<PathBuf>,
     /// Measure full training steps: forward, backward, AdamW
-    #[arg(long, conflicts_with = "weights")]
+    #[arg(long, conflicts_with_all = ["weights", "adapter"])]
     train: bool,
     /// Tokens of a training row [default: 512]
     #[arg(long, value_name = "S", value_parser = count(), requires = "train")]

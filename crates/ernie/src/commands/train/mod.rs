@@ -46,11 +46,23 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     overrides.extend(args.seed.map(|seed| format!("seed={seed}")));
     let recipe = ernie_train::Recipe::load(&args.recipe, &overrides, &current)?;
     let mut tasks = Tasks::new(&recipe, &args.out, *printer)?;
+    let asking = std::cell::RefCell::new(None::<Progress>);
     let options = Options {
         out: args.out.clone(),
         resume: args.resume,
         commit: super::COMMIT.to_owned(),
         resolve: &model::in_store,
+        asked: &|done, of| {
+            let mut asking = asking.borrow_mut();
+            let progress =
+                asking.get_or_insert_with(|| Progress::new(*printer, "asking the reference", Some(of), Unit::Items));
+            progress.at(done, "rows");
+            if done == of
+                && let Some(progress) = asking.take()
+            {
+                progress.finish("");
+            }
+        },
     };
     let mut trainer = Trainer::prepare(recipe, &options).map_err(|error| {
         let resumable = matches!(error, ernie_train::Error::NotEmpty { .. });
@@ -65,7 +77,11 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let finished = trainer.run(&mut [&mut Watch::new(*printer), &mut tasks], &interrupt::flag())?;
     drop(guard);
     if finished.step > 0 {
-        printer.say(format!("drawn in {}", report::write(&args.out)?.display()));
+        // The run is saved; a page that cannot be drawn takes nothing from it.
+        printer.say(match report::write(&args.out) {
+            Ok(page) => format!("drawn in {}", page.display()),
+            Err(failure) => format!("the run could not be drawn: {}", failure.message),
+        });
     }
     match finished.outcome {
         Outcome::Complete | Outcome::Stale => {
