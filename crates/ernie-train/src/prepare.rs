@@ -119,6 +119,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
         average,
         standing,
         failures: 0,
+        failed_at: 0,
         step,
         tokens,
         newest,

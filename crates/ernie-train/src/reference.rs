@@ -36,7 +36,7 @@ pub(crate) struct References {
 pub(crate) fn references(
     run: &Path,
     loader: &mut Loader,
-    held_out: Option<&mut HeldOut>,
+    mut held_out: Option<&mut HeldOut>,
     asked: &dyn Fn(u64, u64),
     model: impl FnOnce(&mut dyn FnMut(&Decoder) -> Result<()>) -> Result<()>,
 ) -> Result<References> {
@@ -54,7 +54,6 @@ pub(crate) fn references(
             places[into][first + chosen.start / batch.seq_len].1 += 2;
         }
     };
-    let mut held_out = held_out;
     loader.pass::<crate::Error>(|batch| {
         answers(0, batch);
         Ok(())

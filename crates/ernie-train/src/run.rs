@@ -27,7 +27,7 @@ use crate::reference::References;
 use crate::standing::Standing;
 use crate::{schedule, step};
 
-/// Steps in a row that may come to nothing before the run ends.
+/// Steps that may come to nothing without the run getting past them before it ends.
 const MOST_FAILURES: u32 = 10;
 
 /// What a run needs beside its recipe.
@@ -58,8 +58,9 @@ pub struct Trainer {
     pub(crate) optimizer: Optimizer,
     pub(crate) average: Option<Average>,
     pub(crate) standing: Standing,
-    /// Steps in a row that came to nothing.
+    /// Steps that came to nothing since the run last got past one of them, and the last of them.
     pub(crate) failures: u32,
+    pub(crate) failed_at: u64,
     pub(crate) step: u64,
     pub(crate) tokens: u64,
     pub(crate) newest: Option<PathBuf>,
@@ -179,7 +180,10 @@ impl Trainer {
             average.update(number)?;
         }
 
-        self.failures = 0;
+        // Steps made once more on the way back to one that failed are no progress.
+        if number >= self.failed_at {
+            self.failures = 0;
+        }
         self.step = number;
         self.tokens += positions as u64;
         let seconds = began.elapsed().as_secs_f64();
@@ -207,6 +211,7 @@ impl Trainer {
         let Error::NotFinite { step, what, value, .. } = &error else { return Err(error) };
         let (step, what, value) = (*step, what.clone(), *value);
         self.failures += 1;
+        self.failed_at = self.failed_at.max(step);
         let newest = self.newest.clone();
         match (self.recipe.optimizer.on_nan, newest) {
             _ if self.failures >= MOST_FAILURES => return Err(error),

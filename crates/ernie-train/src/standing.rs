@@ -30,11 +30,8 @@ pub struct Standing {
 impl Standing {
     /// Takes in an evaluation; whether it is the best so far.
     pub(crate) fn judge(&mut self, step: u64, val_loss: f64) -> bool {
-        // The same step measured again, after a resume, is not another evaluation.
-        if self.best.is_some_and(|best| best.step == step) {
-            return true;
-        }
-        let better = self.best.is_none_or(|best| val_loss < best.val_loss);
+        // What is no number is never the best, and could not be read back either.
+        let better = val_loss.is_finite() && self.best.is_none_or(|best| val_loss < best.val_loss);
         match better {
             true => *self = Self { best: Some(Best { step, val_loss }), since: 0 },
             false => self.since += 1,
@@ -53,5 +50,21 @@ impl Standing {
         let named = serde_json::json!({ "step": best.step, "val_loss": best.val_loss, "checkpoint": format!("checkpoint-{}", best.step) });
         let text = format!("{named:#}\n");
         ernie_files::atomic::write(&run.join(BEST_FILE), text.as_bytes()).map_err(Error::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_is_the_best_and_what_is_no_number_is_not() {
+        let mut standing = Standing::default();
+        assert!(!standing.judge(1, f64::NAN) && standing.best.is_none());
+        assert!(standing.judge(2, 3.0) && !standing.judge(3, 3.0) && !standing.judge(4, f64::INFINITY));
+        assert_eq!((standing.best, standing.since), (Some(Best { step: 2, val_loss: 3.0 }), 2));
+        assert!(standing.is_over(2) && !standing.is_over(3) && !standing.is_over(0));
+        let text = serde_json::to_string(&standing).unwrap();
+        assert_eq!(serde_json::from_str::<Standing>(&text).unwrap(), standing);
     }
 }

@@ -144,3 +144,29 @@ fn without_a_checkpoint_there_is_nothing_to_go_back_to() {
     let error = trainer.run(&mut [&mut Poison::new(&parameter, 2, false)], &AtomicBool::new(false)).unwrap_err();
     assert!(error.is_input() && error.to_string().contains("there is no checkpoint yet"), "{error}");
 }
+
+/// Spoils a weight after step `at`, every time.
+struct Spoil(Arc<Parameter>, u64, u32);
+
+impl Observer for Spoil {
+    fn step(&mut self, report: &StepReport) -> Result<()> {
+        if report.step == self.1 {
+            self.0.update(|weights, _| weights[0] = f32::NAN)?;
+        }
+        Ok(())
+    }
+
+    fn recovered(&mut self, _: &Recovered) -> Result<()> {
+        self.2 += 1;
+        Ok(())
+    }
+}
+
+#[test]
+fn going_back_again_and_again_to_the_same_end_comes_to_an_end() {
+    let room = Room::new(3000);
+    let mut trainer = room.trainer("dense", "run", false, &["optimizer.on_nan=rollback"]).unwrap();
+    let mut spoil = Spoil(trainer.decoder().parameters()[1].clone(), 5, 0);
+    let error = trainer.run(&mut [&mut spoil], &AtomicBool::new(false)).unwrap_err();
+    assert!(error.to_string().starts_with("step 6: loss is NaN") && spoil.2 == 9, "{error} {}", spoil.2);
+}

@@ -58,6 +58,14 @@ impl Progress {
         }
     }
 
+    /// Moves to `done` of a total that whoever works says along the way.
+    pub(crate) fn at_of(&mut self, done: usize, of: usize) {
+        if done == 1 {
+            self.set_total(of as u64);
+        }
+        self.at(done as u64, "");
+    }
+
     /// Moves to `position`, with a note such as `loss 4.2 · 5.1k tokens/s`.
     pub(crate) fn at(&mut self, position: u64, note: &str) {
         self.position = position;

@@ -91,19 +91,17 @@ fn turns(said: Either) -> Result<Vec<Message>> {
 /// A conversation written as one text, each turn after a blank line and `Human:` or `Assistant:` (Anthropic's HH); `None` for any other text.
 fn transcript(text: &str) -> Option<Vec<Message>> {
     const MARKS: [(&str, &str); 2] = [("\n\nHuman:", "user"), ("\n\nAssistant:", "assistant")];
-    let next = |text: &str| MARKS.iter().filter_map(|&(mark, role)| Some((text.find(mark)?, mark, role))).min();
-    let mut rest = text;
-    let mut messages = Vec::new();
-    while let Some((at, mark, role)) = next(rest) {
-        if messages.is_empty() && !rest[..at].trim().is_empty() {
-            return None;
-        }
-        rest = &rest[at + mark.len()..];
-        let end = next(rest).map_or(rest.len(), |(at, ..)| at);
-        messages.push(Message::new(role, rest[..end].trim()));
-        rest = &rest[end..];
+    // In one pass, however many turns there are.
+    let turns = text.match_indices('\n').filter_map(|(at, _)| {
+        let (mark, role) = MARKS.into_iter().find(|(mark, _)| text[at..].starts_with(mark))?;
+        Some((at, at + mark.len(), role))
+    });
+    let turns: Vec<(usize, usize, &str)> = turns.collect();
+    if !text[..turns.first()?.0].trim().is_empty() {
+        return None;
     }
-    (!messages.is_empty()).then_some(messages)
+    let ends = turns.iter().skip(1).map(|turn| turn.0).chain([text.len()]);
+    Some(turns.iter().zip(ends).map(|(&(_, start, role), end)| Message::new(role, text[start..end].trim())).collect())
 }
 
 #[cfg(test)]
@@ -146,6 +144,14 @@ mod tests {
         );
         let text = parse(r#"{"prompt": "Q", "chosen": " good", "rejected": " bad"}"#).unwrap();
         assert_eq!(text.rejected, Lesson::Completion { prompt: "Q".into(), completion: " bad".into() });
+    }
+
+    #[test]
+    fn a_transcript_of_very_many_turns_takes_one_pass() {
+        let turns = transcript(&"\n\nHuman: a".repeat(1 << 18)).unwrap();
+        assert_eq!((turns.len(), turns[7].content.as_str()), (1 << 18, "a"));
+        assert_eq!(transcript("\n\n\nHuman: a\n\nno mark\n\nAssistant:b").unwrap()[0].content, "a\n\nno mark");
+        assert!(transcript("first\n\nHuman: a").is_none() && transcript("a").is_none());
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `convert`: a checkpoint in, the same model in another format out.
 
-use super::merge::as_stored;
-use super::quantize::{beside, weight_files};
+use super::checkpoint::{as_stored, beside, new_folder, weight_files};
 use crate::{
     cli::options::Json,
     exit::Exit,
@@ -11,7 +10,6 @@ use crate::{
     progress::{Progress, Unit},
 };
 use clap::ValueEnum;
-use ernie_files::atomic::Folder;
 use ernie_model::WeightsAs;
 use ernie_model::weights::{GgufAs, Weights, write_gguf};
 use ernie_nn::Width;
@@ -97,10 +95,7 @@ fn gguf(args: &Args, model: &Model, printer: &Printer) -> Result<(u64, u64)> {
     };
     let mut progress = Progress::new(*printer, "writing", None, Unit::Items);
     let (config, report) = write_gguf(&source, &args.out, to, tokenizer, &mut |done, of| {
-        if done == 1 {
-            progress.set_total(of as u64);
-        }
-        progress.at(done as u64, "");
+        progress.at_of(done, of);
     })?;
     progress.finish("");
     for note in report.notes {
@@ -122,10 +117,7 @@ fn folder(args: &Args, model: &Model, printer: &Printer) -> Result<(u64, u64)> {
             "--type is of --to gguf; a folder is in bf16 where the model is stored in 16 bits, else in f32",
         ));
     }
-    let folder = Folder::begin(&args.out).map_err(|error| {
-        let failure = Failure::from(error);
-        if args.out.exists() { failure.hint("--out takes a folder that does not exist or is empty") } else { failure }
-    })?;
+    let folder = new_folder(&args.out)?;
     let loaded = ernie_model::load_trainable(&model.source(0), Width::F32)?;
     for note in &loaded.report.notes {
         printer.say(format!("note: {note}"));

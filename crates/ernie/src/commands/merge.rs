@@ -1,16 +1,14 @@
 //! `merge`: a model and an adapter in, one checkpoint out.
 
-use super::quantize::{beside, weight_files};
+use super::checkpoint::{as_stored, beside, new_folder, weight_files};
 use crate::{
     cli::options::Json,
     exit::Exit,
-    failure::{Failure, Result},
-    model::{Model, Place},
+    failure::Result,
+    model::Model,
     printer::{self, Printer},
 };
-use ernie_files::atomic::Folder;
-use ernie_model::weights::{SaveAs, read_adapter};
-use ernie_model::{ModelConfig, config::StoredDtype};
+use ernie_model::weights::read_adapter;
 use ernie_nn::Width;
 use serde_json::json;
 use std::path::PathBuf;
@@ -40,10 +38,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let model = Model::find(&args.model)?;
-    let folder = Folder::begin(&args.out).map_err(|error| {
-        let failure = Failure::from(error);
-        if args.out.exists() { failure.hint("--out takes a folder that does not exist or is empty") } else { failure }
-    })?;
+    let folder = new_folder(&args.out)?;
     let loaded = ernie_model::load_trainable(&model.source(0), Width::F32)?;
     let mut decoder = loaded.decoder;
     let adaptation = read_adapter(&args.adapter, &mut decoder)?;
@@ -73,16 +68,4 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         ))?;
     }
     Ok(Exit::Done)
-}
-
-/// The format of a new checkpoint of the same model: bf16 where it is stored in 16 bits, else f32.
-pub(super) fn as_stored(model: &Model, config: &ModelConfig) -> SaveAs {
-    let stored = match &model.place {
-        Place::Gguf(_) => None,
-        Place::Folder(_) | Place::Preset(_) => config.dtype,
-    };
-    match stored {
-        Some(StoredDtype::F16 | StoredDtype::Bf16) => SaveAs::Bf16,
-        _ => SaveAs::F32,
-    }
 }

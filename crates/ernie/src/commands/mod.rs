@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
+mod checkpoint;
 pub(crate) mod convert;
 pub(crate) mod eval;
 pub(crate) mod generate;

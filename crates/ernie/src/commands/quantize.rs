@@ -1,20 +1,17 @@
 //! `quantize`: a checkpoint in, the same model with smaller weights out.
 
+use super::checkpoint::{beside, new_folder, weight_files};
 use crate::{
     cli::options::Json,
     exit::Exit,
     failure::{Failure, Result},
-    model::{Model, Place},
+    model::Model,
     printer::{self, Printer},
     progress::{Progress, Unit},
 };
-use ernie_files::atomic::Folder;
 use ernie_model::weights::quantize_into;
 use serde_json::json;
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 /// Write a model with 8-bit weights
 ///
@@ -54,16 +51,10 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         return Err(Failure::not_built("`--to int4` (a checkpoint with 4-bit weights)").hint("int8 is built"));
     }
     let model = Model::find(&args.model)?;
-    let folder = Folder::begin(&args.out).map_err(|error| {
-        let failure = Failure::from(error);
-        if args.out.exists() { failure.hint("--out takes a folder that does not exist or is empty") } else { failure }
-    })?;
+    let folder = new_folder(&args.out)?;
     let mut progress = Progress::new(*printer, "quantising", None, Unit::Items);
     let (config, report) = quantize_into(&model.source(args.seed), folder.path(), &mut |done, of| {
-        if done == 1 {
-            progress.set_total(of as u64);
-        }
-        progress.at(done as u64, "");
+        progress.at_of(done, of);
     })?;
     progress.finish("");
     for note in &report.notes {
@@ -94,54 +85,4 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         ))?;
     }
     Ok(Exit::Done)
-}
-
-/// Files that belong to a model and not to its weights, by the beginning of their names.
-const BESIDE: &[&str] = &[
-    "tokenizer",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.",
-    "merges.txt",
-    "chat_template",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "LICENSE",
-    "NOTICE",
-];
-
-/// Puts the tokenizer and what else belongs to the model into its new folder.
-pub(super) fn beside(model: &Model, to: &Path) -> Result<()> {
-    let from = match &model.place {
-        Place::Folder(folder) => folder,
-        Place::Gguf(_) => {
-            if let Some(tokenizer) = model.tokenizer()? {
-                tokenizer.save(to)?;
-            }
-            return Ok(());
-        }
-        Place::Preset(_) => return Ok(()),
-    };
-    for entry in fs::read_dir(from).map_err(|e| Failure::io(from.display(), &e))? {
-        let path = entry.map_err(|e| Failure::io(from.display(), &e))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        // A pulled model is a folder of links, so links are followed.
-        if path.is_file() && BESIDE.iter().any(|beginning| name.starts_with(beginning)) {
-            fs::copy(&path, to.join(name)).map_err(|e| Failure::io(path.display(), &e))?;
-        }
-    }
-    Ok(())
-}
-
-/// Bytes of the weight files in a folder.
-pub(super) fn weight_files(folder: &Path) -> Result<u64> {
-    let io = |e: std::io::Error| Failure::io(folder.display(), &e);
-    let mut bytes = 0;
-    for entry in fs::read_dir(folder).map_err(io)? {
-        let entry = entry.map_err(io)?;
-        if entry.path().extension().is_some_and(|extension| extension == "safetensors") {
-            bytes += entry.metadata().map_err(io)?.len();
-        }
-    }
-    Ok(bytes)
 }

@@ -1,16 +1,14 @@
 //! `upcycle`: a dense model in, a mixture of experts that computes the same out.
 
-use super::merge::as_stored;
-use super::quantize::{beside, weight_files};
+use super::checkpoint::{as_stored, beside, new_folder, weight_files};
 use crate::{
     cli::options::Json,
     exit::Exit,
-    failure::{Failure, Result},
+    failure::Result,
     model::Model,
     printer::{self, Printer},
     progress::{Progress, Unit},
 };
-use ernie_files::atomic::Folder;
 use ernie_model::WeightsAs;
 use ernie_model::weights::{Upcycling, Weights, upcycle_into};
 use serde_json::json;
@@ -51,10 +49,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let model = Model::find(&args.model)?;
-    let folder = Folder::begin(&args.out).map_err(|error| {
-        let failure = Failure::from(error);
-        if args.out.exists() { failure.hint("--out takes a folder that does not exist or is empty") } else { failure }
-    })?;
+    let folder = new_folder(&args.out)?;
     let to = Upcycling {
         experts: args.experts,
         k: args.top_k,
@@ -66,10 +61,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let save_as = as_stored(&model, Weights::open(&source, WeightsAs::Native)?.config());
     let mut progress = Progress::new(*printer, "writing experts", None, Unit::Items);
     let (config, report) = upcycle_into(&source, folder.path(), &to, save_as, &mut |done, of| {
-        if done == 1 {
-            progress.set_total(of as u64);
-        }
-        progress.at(done as u64, "");
+        progress.at_of(done, of);
     })?;
     progress.finish("");
     for note in &report.notes {
