@@ -230,6 +230,17 @@ fn router_losses_match_their_formulas() -> Outcome {
 }
 
 #[test]
+fn concat_matches_its_twin() -> Outcome {
+    for (rows, m, n) in [(5, 3, 4), (1, 1, 7), (0, 2, 2)] {
+        let x = [tensor(&[rows, m], 21), tensor(&[rows, n], 22)];
+        check("concat", &x, |v, _| ops::concat(&v[0], &v[1]), |t| Tensor::cat(&[&t[0], &t[1]], 1))?;
+    }
+    let of = |shape: &[usize]| ernie_nn::Value::constant(tensor(shape, 23));
+    assert!(ops::concat(&of(&[2, 3]), &of(&[3, 3])).is_err(), "rows differ");
+    Ok(())
+}
+
+#[test]
 fn embedding_rows_gather_and_scatter() -> Outcome {
     let ids = [3u32, 1, 3, 0];
     let index = Tensor::from_vec(ids.to_vec(), 4, &Device::Cpu)?;

@@ -21,6 +21,7 @@ use crate::optimizer::Optimizer;
 use crate::recipe::{BUNDLED, Data, ObjectiveKind, Recipe, TokenizerSource};
 use crate::reference::{self, References};
 use crate::run::{Options, Trainer};
+use crate::schedule;
 use crate::standing::Standing;
 
 /// See [`Trainer::prepare`].
@@ -28,9 +29,10 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
     recipe.check("recipe")?;
     let out = &options.out;
     let newest = take_folder(out, options.resume)?;
-    if let Some(path) = &newest {
-        same_recipe(&checkpoint::read_recipe(path)?, &recipe, path)?;
+    if let Some((made, path)) = &newest {
+        same_recipe(&checkpoint::read_recipe(path)?, &recipe, *made, path)?;
     }
+    let newest = newest.map(|(_, path)| path);
 
     let tokenizer = match &newest {
         Some(path) => Tokenizer::from_folder(path)?,
@@ -43,7 +45,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
     // A checkpoint of adapters holds the model with their change in it; what they change is the base.
     let source = newest.clone().filter(|_| adaptation.is_none()).map(ModelSource::Folder);
     let Loaded { mut decoder, report } = match source {
-        Some(source) => ernie_model::load_trainable(&source, recipe.precision.compute.into())?,
+        Some(source) => trainable(&recipe, Weights::open(&source, WeightsAs::F32)?)?,
         None => model(&recipe, &tokenizer, options)?,
     };
     if largest as usize >= decoder.config().vocab_size {
@@ -128,8 +130,8 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
     })
 }
 
-/// Makes sure that `out` is a folder we may write into; the newest complete checkpoint if there is one to resume.
-fn take_folder(out: &Path, resume: bool) -> Result<Option<PathBuf>> {
+/// Makes sure that `out` is a folder we may write into; the newest complete checkpoint and its step if there is one to resume.
+fn take_folder(out: &Path, resume: bool) -> Result<Option<(u64, PathBuf)>> {
     std::fs::create_dir_all(out).map_err(|error| Error::io(out, "cannot be created", error))?;
     let mut entries = std::fs::read_dir(out).map_err(|error| Error::io(out, "cannot be listed", error))?;
     if !resume {
@@ -139,15 +141,17 @@ fn take_folder(out: &Path, resume: bool) -> Result<Option<PathBuf>> {
         };
     }
     ernie_files::atomic::clean(out)?;
-    Ok(checkpoint::newest(out)?.map(|(_, path)| path))
+    checkpoint::newest(out)
 }
 
 /// A run goes on by the recipe it began with, but for what does not change the steps already made.
-fn same_recipe(then: &Recipe, now: &Recipe, path: &Path) -> Result<()> {
+fn same_recipe(then: &Recipe, now: &Recipe, made: u64, path: &Path) -> Result<()> {
     let mut problems = Vec::new();
-    if now.schedule.steps < then.schedule.steps {
+    // An earlier end is none too early while no step has been made whose learning rate knew of the end: the point of "wsd".
+    let unknown = |step| schedule::share(&then.schedule, step) == schedule::share(&now.schedule, step);
+    if now.schedule.steps < then.schedule.steps && (now.schedule.steps < made || !(0..made).all(unknown)) {
         problems.push(format!(
-            "schedule.steps was {} and is {}, expected at least as many",
+            "schedule.steps was {} and is {}, expected at least as many, or fewer before the learning rate falls and no fewer than the {made} that are made",
             then.schedule.steps, now.schedule.steps
         ));
     }
@@ -333,7 +337,7 @@ fn model(recipe: &Recipe, tokenizer: &Tokenizer, options: &Options<'_>) -> Resul
         let path = model_path("model.weights", name, options)?;
         let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
         let source = if is_gguf { ModelSource::Gguf(path) } else { ModelSource::Folder(path) };
-        return Ok(ernie_model::load_trainable(&source, recipe.precision.compute.into())?);
+        return trainable(recipe, Weights::open(&source, WeightsAs::F32)?);
     }
     let mut config = match (&model.preset, &model.config) {
         (Some(name), _) => ModelConfig::preset(name)?,
@@ -344,6 +348,18 @@ fn model(recipe: &Recipe, tokenizer: &Tokenizer, options: &Options<'_>) -> Resul
     config.eos_token_ids = tokenizer.eos().into_iter().collect();
     config.pad_token_id = tokenizer.pad();
     let config = config.with_vocab_size(tokenizer.vocab_size())?;
-    let weights = Weights::random(config, recipe.seed, WeightsAs::F32)?;
-    Ok(ernie_model::build_trainable(weights, recipe.precision.compute.into())?)
+    trainable(recipe, Weights::random(config, recipe.seed, WeightsAs::F32)?)
+}
+
+/// The model of `weights` with its parameters to train, those of multi-token prediction too where the recipe trains it.
+fn trainable(recipe: &Recipe, weights: Weights) -> Result<Loaded> {
+    let modules = recipe.model.mtp_layers.unwrap_or(weights.config().mtp_layers);
+    let trained = recipe.trains_mtp();
+    let weights = if trained { weights.with_mtp(modules, recipe.seed) } else { weights };
+    let mut loaded = ernie_model::build_trainable(weights, recipe.precision.compute.into())?;
+    if trained || recipe.model.mtp_layers == Some(0) {
+        // What the recipe's number leaves out.
+        loaded.report.kept.clear();
+    }
+    Ok(loaded)
 }

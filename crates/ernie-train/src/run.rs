@@ -74,7 +74,7 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::NotEmpty`] for a folder with something in it and no `resume`; [`Error::Resume`] where the recipe or the data are not those of
-    /// the checkpoint (`schedule.steps` may be raised, `[checkpoint]` and `[evaluation]` may change); whatever the recipe's files are at fault for.
+    /// the checkpoint (`schedule.steps` may be raised, or lowered while no rate would have been another; `[checkpoint]` and `[evaluation]` may change); whatever the recipe's files are at fault for.
     pub fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Self> {
         prepare::prepare(recipe, options)
     }
@@ -161,7 +161,7 @@ impl Trainer {
             let (objective, reference) = (&self.recipe.objective, &self.references.train);
             step::accumulate_beside(&self.decoder, &micro_batches, objective, reference)?
         };
-        self.must_be_finite(number, "loss", measured.loss + measured.router_loss)?;
+        self.must_be_finite(number, "loss", measured.loss + measured.router_loss + measured.mtp_loss.unwrap_or(0.0))?;
         let grad_norm = self.optimizer.grad_norm()?;
         self.must_be_finite(number, "grad_norm", grad_norm)?;
 
@@ -193,6 +193,7 @@ impl Trainer {
             tokens: self.tokens,
             loss: measured.loss,
             router_loss: measured.router_loss,
+            mtp_loss: measured.mtp_loss,
             lr,
             grad_norm,
             tokens_per_s: positions as f64 / seconds.max(1e-9),

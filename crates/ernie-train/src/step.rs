@@ -10,7 +10,7 @@ use ernie_nn::{no_grad, ops};
 
 use crate::balance::{Dispatch, Routings, router_loss};
 use crate::error::{Error, Result};
-use crate::objective::{self, Reference};
+use crate::objective::{self, Reference, mtp};
 use crate::observe::Preferred;
 use crate::recipe::Objective;
 
@@ -20,6 +20,8 @@ pub struct StepLoss {
     pub loss: f64,
     /// What the router terms added to what is minimised.
     pub router_loss: f64,
+    /// Mean loss of the modules of multi-token prediction, in nats and without its weight; none where the model has none to train.
+    pub mtp_loss: Option<f64>,
     /// Unmasked tokens, or pairs.
     pub units: usize,
     /// Mean loss of each row of each micro-batch, for a sampler that learns from it; 0 for a row without any.
@@ -58,6 +60,7 @@ pub(crate) fn accumulate_beside(
         return Err(Error::NoData { what: "data.train", message });
     }
     let divisor = objective::divisor(settings, units, positions);
+    let mtp_divisors = mtp::divisors(settings, decoder.mtp_modules(), micro_batches);
 
     let mut ahead = None;
     if settings.router_balance > 0.0 && micro_batches.len() > 1 && decoder.moe_layers().next().is_some() {
@@ -72,14 +75,21 @@ pub(crate) fn accumulate_beside(
 
     let mut dispatch = Dispatch::default();
     let mut preferred: Option<Preferred> = None;
-    let (mut sum, mut router, mut row_losses) = (0.0, 0.0, Vec::new());
+    let (mut sum, mut router, mut mtp_sum, mut row_losses) = (0.0, 0.0, 0.0, Vec::new());
     for (index, batch) in micro_batches.iter().enumerate() {
         let mut routings = Routings::default();
-        let hidden = decoder.hidden(&tokens(batch), None, &mut routings)?;
+        let tokens = tokens(batch);
+        let residual = decoder.residual(&tokens, None, &mut routings)?;
         dispatch.add(&routings)?;
+        let hidden = decoder.normed(&residual)?;
         let loss = objective::loss(settings, decoder, &hidden, batch, reference, divisor)?;
         drop(hidden);
         let mut value = loss.value;
+        if let Some((term, mean)) = mtp::loss(settings, decoder, &residual, &tokens, batch, &mtp_divisors)? {
+            mtp_sum += mean;
+            value = ops::add(&value, &term)?;
+        }
+        drop(residual);
         let whole = ahead.as_ref().unwrap_or(&dispatch);
         if let Some(term) = router_loss(decoder, &routings, whole, settings, positions, index == 0)? {
             router += f64::from(term.scalar()?);
@@ -93,7 +103,8 @@ pub(crate) fn accumulate_beside(
             preferred.get_or_insert_default().join(&of_batch);
         }
     }
-    Ok(StepLoss { loss: sum / units as f64, router_loss: router, units, row_losses, preferred, dispatch })
+    let mtp_loss = (!mtp_divisors.is_empty()).then_some(mtp_sum);
+    Ok(StepLoss { loss: sum / units as f64, router_loss: router, mtp_loss, units, row_losses, preferred, dispatch })
 }
 
 /// A batch as the decoder takes it.

@@ -75,6 +75,8 @@ fn one_is_many(kind: &str, objective: &Objective) {
             whole.router_loss,
             sum.router_loss
         );
+        assert_eq!(whole.mtp_loss.is_some(), sum.mtp_loss.is_some());
+        assert!(relative(whole.mtp_loss.unwrap_or(1.0), sum.mtp_loss.unwrap_or(1.0)) <= 1e-6);
         let norm = |grads: &[(String, Vec<f32>)]| {
             grads.iter().flat_map(|(_, grad)| grad).map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt()
         };
@@ -114,6 +116,13 @@ fn moe_with_every_router_term() {
     check("moe", &objective);
     check("moe", &Objective { normalise: Normalise::Constant, ..objective });
     check("moe", &Objective::default());
+}
+
+#[test]
+fn multi_token_prediction() {
+    let objective = Objective { mtp_weight: 0.5, ..Objective::default() };
+    check("dense-mtp", &objective);
+    check("moe-mtp", &Objective { normalise: Normalise::Constant, ..objective });
 }
 
 #[test]

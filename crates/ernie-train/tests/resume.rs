@@ -50,6 +50,12 @@ fn in_bf16_stopped_at_every_step() {
 }
 
 #[test]
+fn with_multi_token_prediction_stopped_at_every_step() {
+    stopped_at_every_step("moe-mtp");
+    stopped_at_every_step("dense-mtp-bf16");
+}
+
+#[test]
 fn stopped_again_and_again() {
     let room = Room::new(3000);
     room.run("moe", "whole", false, &[]).unwrap();
@@ -76,7 +82,7 @@ fn metrics_are_cut_back_to_the_checkpoint() {
 }
 
 #[test]
-fn steps_may_be_raised_and_the_finished_run_goes_on() {
+fn steps_may_change_where_none_made_would_and_the_finished_run_goes_on() {
     let room = Room::new(3000);
     let constant = "schedule.kind=constant";
     room.run("dense", "long", false, &[constant, "schedule.steps=10"]).unwrap();
@@ -87,6 +93,17 @@ fn steps_may_be_raised_and_the_finished_run_goes_on() {
     assert_eq!(done.step, 10);
     let weights = |out: &str| std::fs::read(room.path(out).join("checkpoint-10/model.safetensors")).unwrap();
     assert!(weights("long") == weights("raised"));
+    // Fewer steps than the run was to have are the same run while the rate has not begun to fall.
+    let ten = std::fs::read_to_string(room.path("dense.toml")).unwrap().replace("steps = 8", "steps = 10");
+    std::fs::write(room.path("ten.toml"), ten).unwrap();
+    room.stop_at("ten", "cut-short", false, 3).unwrap();
+    room.run("ten", "short", false, &["schedule.steps=6"]).unwrap();
+    room.run("ten", "cut-short", true, &["schedule.steps=6"]).unwrap();
+    let weights = |out: &str| std::fs::read(room.path(out).join("checkpoint-6/model.safetensors")).unwrap();
+    assert!(weights("short") == weights("cut-short"));
+    room.stop_at("ten", "too-late", false, 9).unwrap();
+    let error = room.run("ten", "too-late", true, &["schedule.steps=9"]).unwrap_err();
+    assert!(error.is_input() && error.to_string().contains("schedule.steps was 10 and is 9"), "{error}");
     // Nothing is left to do: it says so at once and changes nothing.
     let again = room.run("dense", "raised", true, &[constant, "schedule.steps=10"]).unwrap();
     assert_eq!((again.outcome, again.step), (Outcome::Complete, 10));
@@ -100,7 +117,7 @@ fn another_recipe_is_refused_with_what_differs() {
         ("optimizer.lr=0.5", "optimizer.lr"),
         ("seed=4", "seed"),
         ("batch.rows=1", "batch.rows"),
-        ("schedule.steps=7", "schedule.steps"),
+        ("schedule.steps=2", "schedule.steps"),
         ("objective.normalise=constant", "objective.normalise"),
         ("data.tokenizer={ train = 301 }", "data.tokenizer.train"),
         ("model.config=moe.json", "model.config"),

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::{Architecture, ModelConfig};
+use super::{Architecture, ModelConfig, MoeConfig};
 
 /// What a tensor is for; number formats and random drawing follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,7 +34,7 @@ impl Role {
             Role::CorrectionBias
         } else if name.ends_with(".bias") {
             Role::Bias
-        } else if name.ends_with("norm.weight") {
+        } else if name.ends_with("norm.weight") || is_mtp_norm(name) {
             Role::Norm
         } else if name.ends_with(".mlp.gate.weight") {
             Role::Router
@@ -47,6 +47,11 @@ impl Role {
     pub fn is_matrix(self) -> bool {
         matches!(self, Role::Embedding | Role::Head | Role::Linear)
     }
+}
+
+/// Whether it is one of the two norms before the projection of a module of multi-token prediction.
+fn is_mtp_norm(name: &str) -> bool {
+    name.starts_with("model.mtp_emb_norm.") || name.starts_with("model.mtp_hidden_norm.")
 }
 
 /// One tensor that a config calls for.
@@ -74,55 +79,75 @@ impl ModelConfig {
         all
     }
 
+    /// Every tensor of the modules of multi-token prediction, module by module.
+    pub fn mtp_tensors(&self) -> Vec<TensorSpec> {
+        let (mut all, h) = (Vec::new(), self.hidden_size);
+        for module in 0..self.mtp_layers {
+            all.push(spec(format!("model.mtp_emb_norm.{module}.weight"), &[h], Role::Norm));
+            all.push(spec(format!("model.mtp_hidden_norm.{module}.weight"), &[h], Role::Norm));
+            all.push(spec(format!("model.mtp_linear_proj.{module}.weight"), &[h, 2 * h], Role::Linear));
+            let _ = self.for_each_of_layer(&format!("model.mtp_block.{module}"), None, &mut |spec| {
+                all.push(spec);
+                ControlFlow::Continue(())
+            });
+        }
+        all
+    }
+
     /// Calls `visit` with every tensor of the text model in the order of the forward pass, until it breaks.
     pub fn for_each_tensor(&self, visit: &mut dyn FnMut(TensorSpec) -> ControlFlow<()>) -> ControlFlow<()> {
-        let mut emit = |name: String, shape: &[usize], role| visit(TensorSpec { name, shape: shape.to_vec(), role });
         let h = self.hidden_size;
-        emit("model.embed_tokens.weight".into(), &[self.vocab_size, h], Role::Embedding)?;
+        visit(spec("model.embed_tokens.weight".into(), &[self.vocab_size, h], Role::Embedding))?;
         for layer in 0..self.num_hidden_layers {
-            let at = format!("model.layers.{layer}");
-            emit(format!("{at}.input_layernorm.weight"), &[h], Role::Norm)?;
-            let (q, kv) = (self.query_size(), self.key_value_size());
-            for (part, out, input) in [("q_proj", q, h), ("k_proj", kv, h), ("v_proj", kv, h), ("o_proj", h, q)] {
-                emit(format!("{at}.self_attn.{part}.weight"), &[out, input], Role::Linear)?;
-                if self.use_bias {
-                    emit(format!("{at}.self_attn.{part}.bias"), &[out], Role::Bias)?;
-                }
-            }
-            emit(format!("{at}.post_attention_layernorm.weight"), &[h], Role::Norm)?;
-            let mut mlp = |at: &str, width: usize, bias: bool| {
-                for (part, out, input) in [("gate_proj", width, h), ("up_proj", width, h), ("down_proj", h, width)] {
-                    emit(format!("{at}.{part}.weight"), &[out, input], Role::Linear)?;
-                    if bias {
-                        emit(format!("{at}.{part}.bias"), &[out], Role::Bias)?;
-                    }
-                }
-                ControlFlow::Continue(())
-            };
-            match &self.moe {
-                Some(moe) if self.is_moe_layer(layer) => {
-                    // Routed experts have no biases in the reference, whatever `use_bias` says.
-                    for expert in 0..moe.num_experts {
-                        mlp(&format!("{at}.mlp.experts.{expert}"), moe.intermediate_size, false)?;
-                    }
-                    if moe.num_shared_experts > 0 {
-                        mlp(&format!("{at}.mlp.shared_experts"), moe.shared_intermediate_size(), self.use_bias)?;
-                    }
-                    emit(format!("{at}.mlp.gate.weight"), &[moe.num_experts, h], Role::Router)?;
-                    if moe.use_correction_bias {
-                        emit(
-                            format!("{at}.mlp.moe_statics.e_score_correction_bias"),
-                            &[1, moe.num_experts],
-                            Role::CorrectionBias,
-                        )?;
-                    }
-                }
-                _ => mlp(&format!("{at}.mlp"), self.intermediate_size, self.use_bias)?,
+            let moe = self.moe.as_ref().filter(|_| self.is_moe_layer(layer));
+            self.for_each_of_layer(&format!("model.layers.{layer}"), moe, visit)?;
+        }
+        visit(spec("model.norm.weight".into(), &[h], Role::Norm))?;
+        if !self.tie_word_embeddings {
+            visit(spec("lm_head.weight".into(), &[self.vocab_size, h], Role::Head))?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The tensors of the layer called `at`, whose feed-forward is that of `moe`, or dense.
+    fn for_each_of_layer(
+        &self,
+        at: &str,
+        moe: Option<&MoeConfig>,
+        visit: &mut dyn FnMut(TensorSpec) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let mut emit = |name: String, shape: &[usize], role| visit(spec(name, shape, role));
+        let h = self.hidden_size;
+        emit(format!("{at}.input_layernorm.weight"), &[h], Role::Norm)?;
+        let (q, kv) = (self.query_size(), self.key_value_size());
+        for (part, out, input) in [("q_proj", q, h), ("k_proj", kv, h), ("v_proj", kv, h), ("o_proj", h, q)] {
+            emit(format!("{at}.self_attn.{part}.weight"), &[out, input], Role::Linear)?;
+            if self.use_bias {
+                emit(format!("{at}.self_attn.{part}.bias"), &[out], Role::Bias)?;
             }
         }
-        emit("model.norm.weight".into(), &[h], Role::Norm)?;
-        if !self.tie_word_embeddings {
-            emit("lm_head.weight".into(), &[self.vocab_size, h], Role::Head)?;
+        emit(format!("{at}.post_attention_layernorm.weight"), &[h], Role::Norm)?;
+        let mut mlp = |at: &str, width: usize, bias: bool| {
+            for (part, out, input) in [("gate_proj", width, h), ("up_proj", width, h), ("down_proj", h, width)] {
+                emit(format!("{at}.{part}.weight"), &[out, input], Role::Linear)?;
+                if bias {
+                    emit(format!("{at}.{part}.bias"), &[out], Role::Bias)?;
+                }
+            }
+            ControlFlow::Continue(())
+        };
+        let Some(moe) = moe else { return mlp(&format!("{at}.mlp"), self.intermediate_size, self.use_bias) };
+        // Routed experts have no biases in the reference, whatever `use_bias` says.
+        for expert in 0..moe.num_experts {
+            mlp(&format!("{at}.mlp.experts.{expert}"), moe.intermediate_size, false)?;
+        }
+        if moe.num_shared_experts > 0 {
+            mlp(&format!("{at}.mlp.shared_experts"), moe.shared_intermediate_size(), self.use_bias)?;
+        }
+        emit(format!("{at}.mlp.gate.weight"), &[moe.num_experts, h], Role::Router)?;
+        if moe.use_correction_bias {
+            let name = format!("{at}.mlp.moe_statics.e_score_correction_bias");
+            emit(name, &[1, moe.num_experts], Role::CorrectionBias)?;
         }
         ControlFlow::Continue(())
     }
@@ -132,4 +157,8 @@ impl ModelConfig {
     pub(crate) fn has_vl_layout(&self) -> bool {
         self.architecture == Architecture::VlText
     }
+}
+
+fn spec(name: String, shape: &[usize], role: Role) -> TensorSpec {
+    TensorSpec { name, shape: shape.to_vec(), role }
 }

@@ -8,6 +8,7 @@ use ernie_nn::{Heads, Linear, Parameter, Weight, Width};
 use super::attention::Attention;
 use super::layer::{DecoderLayer, FeedForward};
 use super::mlp::Mlp;
+use super::mtp::MtpModule;
 use super::norm::RmsNorm;
 use super::{Activations, Decoder, MoeLayer};
 use crate::config::MoeConfig;
@@ -79,21 +80,39 @@ impl Builder<'_> {
     fn decoder(mut self, config: ModelConfig) -> Result<Decoder> {
         let hidden = config.hidden_size;
         let embed_tokens = self.matrix("model.embed_tokens", [config.vocab_size, hidden])?;
-        let layers = (0..config.num_hidden_layers).map(|index| self.layer(&config, index)).collect::<Result<_>>()?;
+        let layer = |index| {
+            let moe = config.moe.as_ref().filter(|_| config.is_moe_layer(index));
+            self.layer(&config, &format!("model.layers.{index}"), moe)
+        };
+        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
         let norm = self.norm("model.norm", &config)?;
         let lm_head = match config.tie_word_embeddings {
             true => embed_tokens.clone(),
             false => self.matrix("lm_head", [config.vocab_size, hidden])?,
         };
+        let mtp = match self.trained {
+            Some(_) => (0..self.weights.mtp_to_train()).map(|index| self.mtp(&config, index)).collect::<Result<_>>()?,
+            None => Vec::new(),
+        };
         let (lm_head, activations) = (Linear::new(lm_head, None), self.activations);
-        Ok(Decoder { config, embed_tokens, layers, norm, lm_head, activations })
+        Ok(Decoder { config, embed_tokens, layers, norm, lm_head, mtp, activations })
     }
 
-    fn layer(&mut self, config: &ModelConfig, index: usize) -> Result<DecoderLayer> {
-        let at = format!("model.layers.{index}");
-        let mlp = match &config.moe {
-            Some(moe) if config.is_moe_layer(index) => FeedForward::Moe(self.moe(&format!("{at}.mlp"), config, moe)?),
-            _ => FeedForward::Dense(self.mlp(&format!("{at}.mlp"), config, config.intermediate_size)?),
+    fn mtp(&mut self, config: &ModelConfig, index: usize) -> Result<MtpModule> {
+        let h = config.hidden_size;
+        Ok(MtpModule {
+            emb_norm: self.norm(&format!("model.mtp_emb_norm.{index}"), config)?,
+            hidden_norm: self.norm(&format!("model.mtp_hidden_norm.{index}"), config)?,
+            linear_proj: self.linear(&format!("model.mtp_linear_proj.{index}"), [h, 2 * h], false)?,
+            block: self.layer(config, &format!("model.mtp_block.{index}"), None)?,
+        })
+    }
+
+    /// The layer called `at`, whose feed-forward is that of `moe`, or dense.
+    fn layer(&mut self, config: &ModelConfig, at: &str, moe: Option<&MoeConfig>) -> Result<DecoderLayer> {
+        let mlp = match moe {
+            Some(moe) => FeedForward::Moe(self.moe(&format!("{at}.mlp"), config, moe)?),
+            None => FeedForward::Dense(self.mlp(&format!("{at}.mlp"), config, config.intermediate_size)?),
         };
         Ok(DecoderLayer {
             input_layernorm: self.norm(&format!("{at}.input_layernorm"), config)?,

@@ -15,6 +15,7 @@ mod cache;
 mod layer;
 mod mlp;
 mod moe;
+mod mtp;
 mod norm;
 mod probe;
 mod tokens;
@@ -34,6 +35,7 @@ use ernie_nn::{Form, Linear, Parameter, Value, Weight, no_grad};
 
 use crate::{Error, ModelConfig, Result};
 use layer::{DecoderLayer, FeedForward, Pass};
+use mtp::MtpModule;
 use norm::RmsNorm;
 
 /// In what width activations are kept between ops; sums, norms, router and softmax are f32 in both.
@@ -62,6 +64,8 @@ pub struct Decoder {
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     lm_head: Linear,
+    /// Only where they are trained.
+    mtp: Vec<MtpModule>,
     activations: Activations,
 }
 
@@ -79,6 +83,17 @@ impl Decoder {
     /// # Errors
     /// [`Error::Request`] if an id is not below `V`, or the spans do not cover the rows.
     pub fn hidden(&self, tokens: &Tokens, cache: Option<&mut dyn KvCache>, probe: &mut dyn Probe) -> Result<Value> {
+        self.normed(&self.residual(tokens, cache, probe)?)
+    }
+
+    /// The residual stream after the last layer.
+    ///
+    /// # Shapes
+    /// `T` tokens → `[T, h]`, before the final norm.
+    ///
+    /// # Errors
+    /// As [`Self::hidden`].
+    pub fn residual(&self, tokens: &Tokens, cache: Option<&mut dyn KvCache>, probe: &mut dyn Probe) -> Result<Value> {
         tokens.check(self.config.vocab_size)?;
         let config = &self.config;
         let mut pass = Pass {
@@ -96,7 +111,12 @@ impl Decoder {
             pass.layer = index;
             x = layer.forward(&x, &mut pass)?;
         }
-        self.norm.forward(&x)
+        Ok(x)
+    }
+
+    /// The final norm of a residual stream, which is what the head takes: `[T, h] → [T, h]`.
+    pub fn normed(&self, residual: &Value) -> Result<Value> {
+        self.norm.forward(residual)
     }
 
     /// Logits of hidden states: `[R, h] → [R, V]`, f32.
@@ -140,7 +160,7 @@ impl Decoder {
         Ok(ops::weighted_head_cross_entropy(hidden, self.lm_head.weight(), targets, factors)?)
     }
 
-    /// Every trainable parameter under its published name, in a fixed order; a tied head once.
+    /// Every trainable parameter under its published name, in a fixed order; a tied head once, multi-token prediction last.
     ///
     /// Without matrices in a model that was loaded to run ([`load`]).
     pub fn parameters(&self) -> Vec<Arc<Parameter>> {
@@ -151,6 +171,7 @@ impl Decoder {
         if !self.config.tie_word_embeddings {
             all.extend(self.lm_head.weight().parameter().cloned());
         }
+        self.mtp.iter().for_each(|module| module.collect(&mut all));
         all
     }
 

@@ -175,10 +175,7 @@ pub(super) fn may_skip(dialect: Dialect, config: &ModelConfig, stored: &str) -> 
     if dialect == Dialect::Gguf {
         return None;
     }
-    if ["model.mtp_block.", "model.mtp_emb_norm.", "model.mtp_hidden_norm.", "model.mtp_linear_proj."]
-        .iter()
-        .any(|prefix| stored.starts_with(prefix))
-    {
+    if is_mtp(stored) {
         return Some(Skip::Mtp);
     }
     if dialect != Dialect::PublishedVl {
@@ -199,6 +196,13 @@ pub(super) fn may_skip(dialect: Dialect, config: &ModelConfig, stored: &str) -> 
                 && matches!(part, "gate_proj" | "up_proj" | "down_proj")
         });
     is_vision.then_some(Skip::Vision)
+}
+
+/// Whether a tensor is one of multi-token prediction, by its published name.
+pub(super) fn is_mtp(name: &str) -> bool {
+    ["model.mtp_block.", "model.mtp_emb_norm.", "model.mtp_hidden_norm.", "model.mtp_linear_proj."]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
 }
 
 /// Why a tensor is skipped.

@@ -14,6 +14,7 @@ use ernie_files::safetensors::Writer;
 use ernie_files::{Dtype, TensorInfo};
 use serde_json::json;
 
+use super::bend::is_mtp;
 use super::{Kept, convert};
 use crate::config::{Quantization, Role, StoredDtype};
 use crate::{Error, ModelConfig, Result};
@@ -131,7 +132,7 @@ pub fn save(
 
 /// Writes a model's files into an existing folder, which the caller makes atomic.
 ///
-/// `tensors` are those of [`ModelConfig::tensors`], in any order; `kept` are carried over as they are.
+/// `tensors` are those of [`ModelConfig::tensors`] and, if there is one of them, [`ModelConfig::mtp_tensors`], in any order; `kept` are carried over as they are.
 ///
 /// # Errors
 /// [`Error::Internal`] if the tensors are not those of the config, [`Error::NotBuilt`] for VL models, and
@@ -166,7 +167,8 @@ pub fn save_sharded(
     config.dtype = Some(if save_as == SaveAs::Bf16 { StoredDtype::Bf16 } else { StoredDtype::F32 });
     config.quantization = (save_as == SaveAs::Int8).then_some(Quantization::Int8Channel);
     // Without its tensors there is no multi-token prediction to announce.
-    config.mtp_layers = if kept.is_empty() { 0 } else { config.mtp_layers };
+    let has_mtp = !kept.is_empty() || tensors.iter().any(|tensor| is_mtp(&tensor.name));
+    config.mtp_layers = if has_mtp { config.mtp_layers } else { 0 };
 
     let mut pieces = Vec::new();
     for tensor in tensors {
@@ -198,10 +200,13 @@ pub fn save_sharded(
     write("generation_config.json", &generation(&config))
 }
 
-/// That `tensors` are exactly those of the config.
+/// That `tensors` are exactly those of the config, with or without multi-token prediction.
 fn check(config: &ModelConfig, tensors: &[SaveTensor<'_>]) -> Result<()> {
-    let wanted: BTreeMap<String, Vec<usize>> =
-        config.tensors().into_iter().map(|spec| (spec.name, spec.shape)).collect();
+    let mut specs = config.tensors();
+    if tensors.iter().any(|tensor| is_mtp(&tensor.name)) {
+        specs.extend(config.mtp_tensors());
+    }
+    let wanted: BTreeMap<String, Vec<usize>> = specs.into_iter().map(|spec| (spec.name, spec.shape)).collect();
     for tensor in tensors {
         if wanted.get(&tensor.name) != Some(&tensor.shape) {
             let problem = format!("tensor `{}` {:?} is not of the model", tensor.name, tensor.shape);

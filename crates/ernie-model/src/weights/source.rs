@@ -32,6 +32,9 @@ pub struct Weights {
     notes: Vec<String>,
     /// Stored tensors that are set aside by name, with the reason.
     set_aside: BTreeMap<String, String>,
+    /// Where multi-token prediction is trained: the seed that draws what the file lacks of it.
+    mtp_seed: Option<u64>,
+    mtp_drawn: usize,
 }
 
 enum Source {
@@ -120,6 +123,8 @@ impl Weights {
             weight_bytes: 0,
             notes,
             set_aside: BTreeMap::new(),
+            mtp_seed: None,
+            mtp_drawn: 0,
         };
         if !matches!(weights.source, Source::Random(_)) {
             weights.check_all()?;
@@ -131,6 +136,20 @@ impl Weights {
     /// The model's shape.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The same model with `modules` modules of multi-token prediction to train ([`crate::decoder::build_trainable`]); what the file lacks of them is drawn from
+    /// `seed`.
+    #[must_use]
+    pub fn with_mtp(mut self, modules: usize, seed: u64) -> Self {
+        self.config.mtp_layers = modules;
+        self.mtp_seed = Some(seed);
+        self
+    }
+
+    /// How many modules of multi-token prediction were asked for.
+    pub(crate) fn mtp_to_train(&self) -> usize {
+        self.mtp_seed.map_or(0, |_| self.config.mtp_layers)
     }
 
     /// The number format that matrices are brought to.
@@ -188,7 +207,16 @@ impl Weights {
     /// # Errors
     /// As [`Self::take`].
     pub fn take_f32(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        self.take_optional_f32(name, shape)?.ok_or_else(|| self.missing(name))
+        if let Some(values) = self.take_optional_f32(name, shape)? {
+            return Ok(values);
+        }
+        match self.mtp_seed {
+            Some(seed) if bend::is_mtp(name) => {
+                self.mtp_drawn += 1;
+                Ok(random::values(seed, name, shape.iter().product(), self.config.initializer_range))
+            }
+            _ => Err(self.missing(name)),
+        }
     }
 
     /// As [`Self::take_f32`], with `None` where the file has no such tensor.
@@ -247,10 +275,14 @@ impl Weights {
         if unused.count > 0 {
             return Err(Error::UnusedTensors { place: self.place, names: unused.to_string() });
         }
+        if self.mtp_drawn > 0 {
+            report.notes.push(format!("multi-token prediction begins anew: {} tensors were drawn", self.mtp_drawn));
+        }
         if !report.kept.is_empty() {
-            report
-                .notes
-                .push(format!("multi-token prediction is not run yet: {} tensors kept for saving", report.kept.len()));
+            report.notes.push(format!(
+                "multi-token prediction is not used here: {} tensors are kept for saving",
+                report.kept.len()
+            ));
         }
         Ok(report)
     }

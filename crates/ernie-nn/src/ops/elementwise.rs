@@ -77,6 +77,46 @@ pub fn weighted_sum(x: &Value, weights: &Tensor) -> Result<Value> {
     }))
 }
 
+/// The columns of `a: [T, m]` and then those of `b: [T, n]`: `[T, m + n]`, as wide as both.
+///
+/// # Errors
+/// [`crate::Error::Shape`] for other numbers of rows or two widths.
+pub fn concat(a: &Value, b: &Value) -> Result<Value> {
+    let ([rows, m], [_, n]) = ([a.dim(0), a.dim(1)], [b.dim(0), b.dim(1)]);
+    let fits = a.shape() == [rows, m] && b.shape() == [rows, n] && a.width() == b.width();
+    ensure(fits, "concat", || format!("{a:?} and {b:?}"))?;
+    let joined = match (a.view()?.floats(), b.view()?.floats()) {
+        (Floats::F32(a), Floats::F32(b)) => FloatVec::F32(side_by_side(a, m, b, n)),
+        (Floats::Bf16(a), Floats::Bf16(b)) => FloatVec::Bf16(side_by_side(a, m, b, n)),
+        _ => FloatVec::F32(Vec::new()),
+    };
+    Ok(Value::from_op(from_floats(joined, &[rows, m + n])?, &[a, b], move |gradient| {
+        let parts = match View::of(gradient)?.floats() {
+            Floats::F32(g) => [columns(g, m + n, 0..m), columns(g, m + n, m..m + n)].map(FloatVec::F32),
+            Floats::Bf16(g) => [columns(g, m + n, 0..m), columns(g, m + n, m..m + n)].map(FloatVec::Bf16),
+        };
+        let [left, right] = parts;
+        Ok(vec![Some(from_floats(left, &[rows, m])?), Some(from_floats(right, &[rows, n])?)])
+    }))
+}
+
+fn side_by_side<T: Copy>(a: &[T], m: usize, b: &[T], n: usize) -> Vec<T> {
+    let lines = a.chunks_exact(m.max(1)).zip(b.chunks_exact(n.max(1)));
+    lines.flat_map(|(a, b)| a.iter().chain(b)).copied().collect()
+}
+
+fn columns<T: Copy>(x: &[T], width: usize, chosen: std::ops::Range<usize>) -> Vec<T> {
+    x.chunks_exact(width.max(1)).flat_map(|line| &line[chosen.clone()]).copied().collect()
+}
+
+/// The same numbers in 32 bits; the gradient goes on as it comes.
+pub fn widen(x: &Value) -> Result<Value> {
+    if x.width() == Width::F32 {
+        return Ok(x.clone());
+    }
+    Ok(Value::from_op(wide(x.tensor())?, &[x], |gradient| Ok(vec![Some(gradient.clone())])))
+}
+
 /// Rounds to the nearest bf16 and back: what a bf16 activation keeps. For inference; not recorded.
 pub fn round_to_bf16(x: &Value) -> Result<Value> {
     Value::from_vec(ernie_kernels::elementwise::rounded_to_bf16(&x.slice()?), x.shape())

@@ -1,6 +1,7 @@
 //! What is minimised: a batch and its hidden states in, a scalar to differentiate out. One file an objective.
 
 mod lm;
+pub(crate) mod mtp;
 mod preference;
 
 use ernie_data::Batch;

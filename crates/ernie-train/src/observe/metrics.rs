@@ -40,6 +40,9 @@ pub struct MetricsLine {
     /// What the router terms added to what was minimised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router_loss: Option<f64>,
+    /// Mean loss of the modules of multi-token prediction, in nats and without its weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtp_loss: Option<f64>,
     /// Share of the step's pairs of answers that stood right before it, and their mean margin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
@@ -74,6 +77,7 @@ impl From<&StepReport> for MetricsLine {
             val_accuracy: held_out.map(|preferred| preferred.accuracy()),
             val_likelier: held_out.map(|preferred| preferred.likelier_share()),
             router_loss: (!report.router.is_empty()).then_some(report.router_loss),
+            mtp_loss: report.mtp_loss,
             router: report.router.clone(),
         }
     }

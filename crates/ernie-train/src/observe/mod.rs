@@ -91,6 +91,8 @@ pub struct StepReport {
     pub loss: f64,
     /// What the router terms added to what was minimised.
     pub router_loss: f64,
+    /// Mean loss of the modules of multi-token prediction, without its weight; none where there are none to train.
+    pub mtp_loss: Option<f64>,
     /// Learning rate.
     pub lr: f64,
     /// Global norm of the gradient before clipping.

@@ -6,6 +6,9 @@ use crate::error::{Error, Result};
 /// Largest count of anything that a recipe may ask for; keeps products inside 64 bits.
 const MANY: usize = 1 << 24;
 
+/// Most modules of multi-token prediction; the published models have one.
+const MOST_MTP: usize = 8;
+
 /// Checks `recipe`, called `name` in errors.
 pub(super) fn check(recipe: &Recipe, name: &str) -> Result<()> {
     let mut problems = Problems(Vec::new());
@@ -52,6 +55,14 @@ fn model(recipe: &Recipe, problems: &mut Problems) {
     problems.expect(named == 1, "model", || match named {
         0 => "expected one of preset, config or weights".into(),
         _ => "preset, config and weights exclude each other".into(),
+    });
+    let modules = model.mtp_layers.unwrap_or(0);
+    problems.expect(modules <= MOST_MTP, "model.mtp_layers", || {
+        format!("expected a whole number from 0 to {MOST_MTP}, got {modules}")
+    });
+    let trains = recipe.trains_mtp();
+    problems.expect(modules == 0 || trains, "model.mtp_layers", || {
+        "nothing trains them here; expected objective.mtp_weight above 0, kind lm or sft, and no adapter".into()
     });
 }
 
@@ -161,6 +172,7 @@ fn optimisation(recipe: &Recipe, problems: &mut Problems) {
     });
     problems.range("objective.simpo_margin", objective.simpo_margin, 0.0, f64::MAX);
     problems.range("objective.sft_weight", objective.sft_weight, 0.0, f64::MAX);
+    problems.range("objective.mtp_weight", objective.mtp_weight, 0.0, f64::MAX);
     problems.range("objective.router_bias_rate", objective.router_bias_rate, 0.0, f64::MAX);
     problems.range("objective.router_balance", objective.router_balance, 0.0, f64::MAX);
     problems.range("objective.router_z", objective.router_z, 0.0, f64::MAX);

@@ -86,6 +86,12 @@ impl Recipe {
         check::check(self, name)
     }
 
+    /// Whether modules of multi-token prediction are trained where the model has them: beside the model, and by text that is to be foretold.
+    pub fn trains_mtp(&self) -> bool {
+        let foretells = matches!(self.objective.kind, ObjectiveKind::Lm | ObjectiveKind::Sft);
+        foretells && self.objective.mtp_weight > 0.0 && self.adapter.rank == 0
+    }
+
     /// The resolved recipe as TOML; [`Recipe::parse`] of it gives the same recipe.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string_pretty(self)

@@ -77,8 +77,9 @@ fn lay_over(table: &mut Table, layer: Table, path: &str) -> std::result::Result<
             }
             // `model.preset` and its siblings exclude each other: naming one takes the others' place.
             value => {
-                if path == format!("model.{key}") {
-                    table.retain(|other, _| !["preset", "config", "weights"].contains(&other));
+                const EXCLUSIVE: [&str; 3] = ["preset", "config", "weights"];
+                if path == format!("model.{key}") && EXCLUSIVE.contains(&key.as_str()) {
+                    table.retain(|other, _| !EXCLUSIVE.contains(&other));
                 }
                 table.insert(key, value);
             }

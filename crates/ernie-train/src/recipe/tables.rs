@@ -23,6 +23,9 @@ pub struct Model {
     /// A MODEL whose weights are trained further.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
+    /// Modules of multi-token prediction behind it; as many as it has if not set. What it lacks of them is drawn, what is beyond is dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtp_layers: Option<usize>,
 }
 
 /// Where the tokenizer comes from.
@@ -205,6 +208,8 @@ pub struct Objective {
     pub simpo_margin: f64,
     /// `dpo`: weight of the chosen answer's own loss beside the preference, 0 = off.
     pub sft_weight: f64,
+    /// `lm` and `sft`: weight of multi-token prediction's loss beside the model's own, where the model has modules of it; 0 leaves them as they are.
+    pub mtp_weight: f64,
     /// Step of the correction bias after each optimiser step, 0 = off.
     pub router_bias_rate: f64,
     /// Weight of the auxiliary balance loss, 0 = off.
@@ -231,6 +236,7 @@ impl Default for Objective {
             beta: 0.1,
             simpo_margin: 0.5,
             sft_weight: 0.0,
+            mtp_weight: 0.1,
             router_bias_rate: 0.001,
             router_balance: 1e-5,
             router_z: 0.0,

@@ -72,6 +72,9 @@ impl Room {
             let recipe = RECIPE.replace("KIND", kind);
             write(&format!("{kind}.toml"), &recipe);
             write(&format!("{kind}-bf16.toml"), &format!("{recipe}[precision]\ncompute = \"bf16\"\n"));
+            let recipe = recipe.replace("[data]", "mtp_layers = 2\n[data]");
+            write(&format!("{kind}-mtp.toml"), &recipe);
+            write(&format!("{kind}-mtp-bf16.toml"), &format!("{recipe}[precision]\ncompute = \"bf16\"\n"));
         }
         Self { folder }
     }
