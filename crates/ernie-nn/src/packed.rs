@@ -4,10 +4,13 @@ use std::ops::Range;
 
 use ernie_kernels::packed::{Activations, Builder, Matrix, Panels, Product, multiply, products};
 pub use ernie_kernels::packed::{Blocks, Float, Kind, Scales};
-use ernie_kernels::{Format, Rows, fresh};
+use ernie_kernels::{Format, Rows, fresh, gemm};
 
 use crate::error::ensure;
 use crate::{Error, Result};
+
+/// Numbers that are widened at a time for a gradient on its way through: 4 MiB.
+const WIDENED: usize = 1 << 20;
 
 /// How the numbers of a packed matrix are held, and so how products with it are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,6 +90,31 @@ impl Packed {
         match &self.numbers {
             Numbers::Float(panels) => panels.widen_row(index, out),
             Numbers::Integer(matrix) => matrix.widen_row(index, out),
+        }
+    }
+
+    /// `dx += dy · W`: what a gradient becomes on its way through, with the weights as they are held and no rounding of inputs. Rows are widened some at a
+    /// time.
+    ///
+    /// # Shapes
+    /// `dy: [T, out]` → `dx: [T, in]`
+    pub(crate) fn add_input_gradient(&self, dy: &[f32], dx: &mut [f32]) {
+        let (outs, ins) = (self.out_features, self.in_features);
+        let rows = dy.len().checked_div(outs).unwrap_or(0);
+        let chunk = (WIDENED / ins.max(1)).clamp(1, outs.max(1));
+        let mut weights = fresh::zeros(chunk * ins);
+        let mut part = fresh::zeros(rows * chunk);
+        for start in (0..outs).step_by(chunk) {
+            let count = chunk.min(outs - start);
+            weights
+                .chunks_exact_mut(ins.max(1))
+                .take(count)
+                .enumerate()
+                .for_each(|(at, row)| self.row(start + at, row));
+            for (part, line) in part.chunks_exact_mut(count).zip(dy.chunks_exact(outs)) {
+                part.copy_from_slice(&line[start..start + count]);
+            }
+            gemm::nn(&part[..rows * count], &weights[..count * ins], dx, rows, count, ins, true);
         }
     }
 

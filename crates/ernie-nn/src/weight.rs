@@ -51,7 +51,7 @@ impl Weight {
     }
 
     /// The packed matrix, where the weight is one.
-    pub(crate) fn packed(&self) -> Option<&Packed> {
+    pub(crate) fn packed(&self) -> Option<&Arc<Packed>> {
         match self {
             Self::Parameter(_) => None,
             Self::Packed(packed) => Some(packed),
@@ -75,7 +75,10 @@ impl Weight {
     }
 
     /// Row `index`, widened into `out`.
-    pub(crate) fn row(&self, index: usize, out: &mut [f32]) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] if there is no such row, or `out` is not as long as one.
+    pub fn row(&self, index: usize, out: &mut [f32]) -> Result<()> {
         let (outs, ins) = (self.out_features(), self.in_features());
         ensure(index < outs && out.len() == ins, "row", || format!("row {index} of {outs}"))?;
         match self {

@@ -5,7 +5,7 @@ mod common;
 use candle_core::{Device, Tensor, Var};
 use common::numbers;
 use ernie_nn::ops::{self, Angles, Expert, plain};
-use ernie_nn::{Heads, Parameter, Span, Value, Weight, no_grad};
+use ernie_nn::{Form, Heads, Linear, Packer, Parameter, Span, Value, Weight, no_grad};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -168,6 +168,10 @@ fn experts_match_their_twin() -> Outcome {
     let bias = [0.3, 0.0, -0.2, -9.0];
     let indices = ops::route(&Value::constant(inputs[1].clone()), &bias, k, 1e-12)?.indices;
     let chosen = Tensor::from_vec(indices.clone(), (rows, k), &Device::Cpu)?;
+    let twin = |t: &[Tensor]| {
+        let experts: Vec<_> = t[2..].chunks(3).map(|e| [e[0].clone(), e[1].clone(), e[2].clone()]).collect();
+        plain::experts(&t[0], &plain::route(&t[1], &chosen, 1e-12)?, &indices, &experts)
+    };
     check(
         "experts",
         &inputs,
@@ -181,11 +185,58 @@ fn experts_match_their_twin() -> Outcome {
             let experts: Vec<_> = (0..count).map(expert).collect();
             ops::experts(&v[0], &ops::route(&v[1], &bias, k, 1e-12)?, &experts)
         },
-        |t| {
-            let experts: Vec<_> = t[2..].chunks(3).map(|e| [e[0].clone(), e[1].clone(), e[2].clone()]).collect();
-            plain::experts(&t[0], &plain::route(&t[1], &chosen, 1e-12)?, &indices, &experts)
+        twin,
+    )?;
+    // One by one they give the same.
+    check(
+        "dispatch",
+        &inputs,
+        |v, p| {
+            ops::dispatch(&v[0], &ops::route(&v[1], &bias, k, 1e-12)?, count, |e, x| -> ernie_nn::Result<Value> {
+                let inner = ops::swiglu(&ops::linear(x, &p[2 + 3 * e])?, &ops::linear(x, &p[3 + 3 * e])?)?;
+                ops::linear(&inner, &p[4 + 3 * e])
+            })
         },
+        twin,
     )
+}
+
+/// The gradient passes a packed weight as it passes the same numbers in a parameter; the rounding of inputs on the way forward is as if it were not.
+#[test]
+fn gradients_pass_packed_weights() -> Outcome {
+    let (rows, ins, outs) = (5, 64, 70);
+    for (form, tolerance) in [(Form::F32, 2e-5), (Form::INT8, 0.02), (Form::int4(), 0.02)] {
+        let mut packing = Packer::new(form, [outs, ins])?;
+        packing.push(&tensor(&[outs, ins], 51).flatten_all()?.to_vec1()?)?;
+        let packed = std::sync::Arc::new(packing.finish()?);
+        let mut held = vec![0.0; outs * ins];
+        held.chunks_exact_mut(ins).enumerate().for_each(|(at, row)| packed.row(at, row));
+        let weight = Weight::Packed(packed);
+        let same = Parameter::from_vec("same", held, &[outs, ins])?;
+        same.set_trainable(false);
+        let seed = tensor(&[rows, outs], 52);
+        let targets = [3, ops::IGNORED, 69, 0, 64];
+        let of = |weight: &Weight| -> ernie_nn::Result<[Vec<f32>; 3]> {
+            let x = [0, 1, 2].map(|_| Parameter::new("x", tensor(&[rows, ins], 53)));
+            ops::weighted_sum(&ops::multiply(&x[0].value(), weight)?, &seed)?.backward()?;
+            let linears = [weight, weight].map(|weight| Linear::new(weight.clone(), None));
+            let [a, b] = Linear::forward_all([&linears[0], &linears[1]], &x[1].value())?;
+            ops::weighted_sum(&ops::add(&a, &b)?, &seed)?.backward()?;
+            ops::head_cross_entropy(&x[2].value(), weight, &targets, 0.5)?.loss.backward()?;
+            Ok([x[0].grad_vec()?, x[1].grad_vec()?, x[2].grad_vec()?])
+        };
+        let (ours, theirs) = (of(&weight)?, of(&Weight::Parameter(same))?);
+        for (at, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+            // Through a product nothing is rounded; the softmax sees what the forward product rounded.
+            close(
+                &format!("{form:?} {at}"),
+                a,
+                &Tensor::new(&b[..], &Device::Cpu)?,
+                if at < 2 { 2e-5 } else { tolerance },
+            );
+        }
+    }
+    Ok(())
 }
 
 #[test]

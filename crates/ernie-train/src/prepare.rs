@@ -65,8 +65,11 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
             }
             _ => error.into(),
         })?;
-        if decoder.moe_layers().next().is_some() {
-            notes.push("the routed experts have no adapters and stay as they are".to_owned());
+        if decoder.moe_layers().next().is_some() && !adaptation.experts {
+            notes.push(
+                "the routed experts have no adapters and stay as they are (adapter.experts = true gives them some)"
+                    .to_owned(),
+            );
         }
     }
     let references = match recipe.objective.asks_reference() {
@@ -337,7 +340,10 @@ fn model(recipe: &Recipe, tokenizer: &Tokenizer, options: &Options<'_>) -> Resul
         let path = model_path("model.weights", name, options)?;
         let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
         let source = if is_gguf { ModelSource::Gguf(path) } else { ModelSource::Folder(path) };
-        return trainable(recipe, Weights::open(&source, WeightsAs::F32)?);
+        return match recipe.adapter.packed_base() {
+            Some(form) => Ok(ernie_model::load(&source, form)?),
+            None => trainable(recipe, Weights::open(&source, WeightsAs::F32)?),
+        };
     }
     let mut config = match (&model.preset, &model.config) {
         (Some(name), _) => ModelConfig::preset(name)?,

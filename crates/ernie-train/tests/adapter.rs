@@ -7,7 +7,7 @@ use std::path::Path;
 use common::{Room, assert_same, copy};
 use ernie_files::Checkpoint;
 use ernie_model::weights::read_adapter;
-use ernie_model::{Decoder, ModelSource, Tokens, load_trainable};
+use ernie_model::{Decoder, ModelSource, Tokens, WeightsAs, load, load_trainable};
 use ernie_nn::Width;
 use ernie_train::observe::read_metrics;
 
@@ -88,6 +88,81 @@ fn an_adapter_begins_as_nothing_and_learns_beside_a_model_that_stays() {
         let moments = Checkpoint::open(&tuned.join("training_state/moments.safetensors")).unwrap();
         assert!(moments.tensors().all(|info| info.name.contains(".lora_")), "{kind}");
     }
+}
+
+#[test]
+fn routed_experts_have_adapters_where_they_are_asked_for() {
+    let room = room("moe");
+    room.run("lora", "lora", false, &["adapter.experts=true"]).unwrap();
+    room.run("lora", "without", false, &[]).unwrap();
+    let losses = |out: &str| read_metrics(&room.path(out)).unwrap().iter().map(|m| m.loss).collect::<Vec<_>>();
+    // The experts one by one give what the fused ones give, and then learn.
+    let (with, without) = (losses("lora"), losses("without"));
+    assert!((with[0] - without[0]).abs() < 1e-6 * without[0] && with[11] != without[11], "{with:?} {without:?}");
+    let (base, tuned) = (room.path("base/checkpoint-2"), room.path("lora/checkpoint-12"));
+    let (before, after) = (Checkpoint::open(&base).unwrap(), Checkpoint::open(&tuned).unwrap());
+    let expert = "model.layers.1.mlp.experts.0.down_proj.weight";
+    assert!(before.bytes(expert).unwrap()[..] != after.bytes(expert).unwrap()[..]);
+    let adapter = Checkpoint::open(&tuned.join("adapter/adapter_model.safetensors")).unwrap();
+    assert_eq!(adapter.tensors().filter(|info| info.name.contains(".mlp.experts.")).count(), 2 * 4 * 3 * 2);
+    let mut beside = model(&base);
+    assert!(read_adapter(&tuned.join("adapter"), &mut beside).unwrap().experts);
+    close(&logits(&beside), &logits(&model(&tuned)), 1e-4);
+    // Resumed it is the same run; beside the experts of an engine, too.
+    copy(&room.path("lora/checkpoint-4"), &room.path("parts/checkpoint-4"));
+    room.run("lora", "parts", true, &["adapter.experts=true"]).unwrap();
+    assert_same(&tuned, &room.path("parts/checkpoint-12"));
+    let mut packed = load(&ModelSource::Folder(base), WeightsAs::F32).unwrap().decoder;
+    read_adapter(&tuned.join("adapter"), &mut packed).unwrap();
+    close(&logits(&packed), &logits(&model(&tuned)), 1e-4);
+}
+
+#[test]
+fn beside_integers_an_adapter_learns_what_it_learns_beside_floats() {
+    for kind in ["dense", "moe"] {
+        let room = room(kind);
+        for (base, form, within) in [("int8", WeightsAs::Int8, 0.02), ("int4", WeightsAs::Int4, 0.1)] {
+            let set = [format!("adapter.base={base}"), "adapter.experts=true".to_owned()];
+            let set: Vec<&str> = set.iter().map(String::as_str).collect();
+            let floats = format!("floats-{base}");
+            room.run("lora", base, false, &set).unwrap();
+            room.run("lora", &floats, false, &["adapter.experts=true"]).unwrap();
+            let losses = |out: &str| read_metrics(&room.path(out)).unwrap().iter().map(|m| m.loss).collect::<Vec<_>>();
+            let (ours, theirs) = (losses(base), losses(&floats));
+            assert!(ours[11] < ours[0] - 0.05, "{kind} {base}: {ours:?}");
+            let apart = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(apart < within, "{kind} {base}: {apart}");
+
+            // The checkpoint is the adapter alone, and the model that it was trained beside is itself again with it.
+            let tuned = room.path(base).join("checkpoint-12");
+            assert!(!tuned.join("config.json").exists() && tuned.join("tokenizer.json").exists());
+            let mut beside = load(&ModelSource::Folder(room.path("base/checkpoint-2")), form).unwrap().decoder;
+            read_adapter(&tuned.join("adapter"), &mut beside).unwrap();
+            let mut merged = model(&room.path("base/checkpoint-2"));
+            read_adapter(&tuned.join("adapter"), &mut merged).unwrap();
+            close(&logits(&beside), &logits(&merged), if base == "int8" { 0.1 } else { 0.5 });
+
+            copy(&room.path(base).join("checkpoint-4"), &room.path("parts").join(base).join("checkpoint-4"));
+            room.run("lora", &format!("parts/{base}"), true, &set).unwrap();
+            assert_same(&tuned, &room.path("parts").join(base).join("checkpoint-12"));
+        }
+        let says =
+            |set: &[&str]| room.trainer("lora", "refused", false, set).err().map_or(String::new(), |e| e.to_string());
+        assert!(says(&["adapter.base=int8", "precision.compute=bf16"]).contains("precision.compute"));
+        assert!(says(&["adapter.base=int8", "adapter.rank=0"]).contains("adapter"));
+        assert!(says(&["adapter.base=int3"]).contains("adapter.base"));
+    }
+}
+
+/// The base was trained on, so that its newest checkpoint is another model of the same shape: also where its matrices are integers.
+#[test]
+fn another_base_of_integers_is_refused() {
+    let room = room("dense");
+    let base = "adapter.base=int8";
+    room.run("lora", "lora", false, &["schedule.steps=4", base]).unwrap();
+    room.run("dense", "base", true, &["schedule.steps=4"]).unwrap();
+    let message = room.trainer("lora", "lora", true, &[base]).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(message.contains("not those that the adapter was trained beside"), "{message}");
 }
 
 #[test]

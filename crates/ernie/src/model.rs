@@ -190,12 +190,23 @@ fn folder(path: &Path) -> Result<Place> {
         return Ok(Place::Folder(path.to_owned()));
     }
     if let Some((_, checkpoint)) = ernie_train::checkpoint::newest(path)? {
-        return Ok(Place::Folder(checkpoint));
+        return whole(checkpoint);
     }
     Err(Failure::input(format!(
         "{}: not a MODEL, expected config.json, or a run folder with a complete checkpoint",
         path.display()
     )))
+}
+
+/// A checkpoint of a run, where it holds a model and not an adapter alone.
+fn whole(checkpoint: PathBuf) -> Result<Place> {
+    let adapter = checkpoint.join(ernie_train::checkpoint::ADAPTER_FOLDER);
+    if checkpoint.join("config.json").exists() || !adapter.exists() {
+        return Ok(Place::Folder(checkpoint));
+    }
+    let problem = format!("{}: an adapter that was trained beside integers, and no model", checkpoint.display());
+    Err(Failure::input(problem)
+        .hint(format!("name the model it was trained beside, with --adapter {}", adapter.display())))
 }
 
 /// Whether a name that is no path can be a hub name: `owner/name`, with `@revision` or without.

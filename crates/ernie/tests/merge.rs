@@ -102,6 +102,16 @@ fn an_adapter_is_trained_used_and_merged() {
     let refused = bad(at.path(), &["generate", &base, "--prompt", "Who?", "--adapter", "nowhere"], 2);
     assert!(refused.err.contains("nowhere"), "{}", refused.err);
 
+    // Beside integers the run is the adapter alone: it says so, and is used as any adapter is.
+    let set = ["--set", "adapter.base=int8", "--set", "precision.compute=f32"];
+    good(at.path(), &[&["train", "lora.toml", "--out", "packed", "--quiet"][..], &set].concat());
+    let alone = bad(at.path(), &["generate", "packed", "--prompt", "Who?"], 2);
+    let hint = "--adapter packed/checkpoint-6/adapter";
+    assert!(alone.err.contains("no model") && alone.err.contains(hint), "{}", alone.err);
+    let with = ["--weights", "int8", "--adapter", "packed/checkpoint-6/adapter", "--max-tokens", "3", "--quiet"];
+    good(at.path(), &[&["generate", &base, "--prompt", "Who?"][..], &with].concat());
+    good(at.path(), &["merge", &base, "--adapter", "packed/checkpoint-6/adapter", "--out", "from-packed", "--quiet"]);
+
     let line = good(at.path(), &["merge", &base, "--adapter", adapter, "--out", "again"]).out;
     assert!(line.contains("rank 2 times 8"), "{line}");
 

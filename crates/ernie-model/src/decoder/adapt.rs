@@ -26,6 +26,8 @@ pub struct Adaptation {
     pub rslora: bool,
     /// Which of [`TARGETS`].
     pub targets: Vec<String>,
+    /// Whether the routed experts have adapters too.
+    pub experts: bool,
 }
 
 impl Adaptation {
@@ -38,7 +40,7 @@ impl Adaptation {
 
 impl Decoder {
     /// Freezes the model and puts an adapter beside every linear that `adaptation` names: `A` uniform within `1 / sqrt(in)` and drawn by its name from
-    /// `seed`, `B` zero, so that nothing changes yet. Routed experts get none. Gives how many there are.
+    /// `seed`, `B` zero, so that nothing changes yet. The weights may be packed, in 32 bits or as integers. Gives how many there are.
     ///
     /// # Errors
     /// [`Error::Request`] for a rank of 0 or beyond a weight's, an unknown target, or a model without any of them.
@@ -49,9 +51,17 @@ impl Decoder {
         }
         let width = if self.activations == Activations::Mixed { Width::Bf16 } else { Width::F32 };
         let parameters = self.parameters();
+        // A gradient that is to reach the layers below passes packed experts one by one.
+        let packed = self.embed_tokens.parameter().is_none();
+        for layer in self.layers.iter_mut().filter(|_| adaptation.experts || packed) {
+            if let FeedForward::Moe(moe) = &mut layer.mlp {
+                moe.open_experts();
+            }
+        }
         let mut count = 0;
         for (name, linear) in self.linears_mut() {
-            if !adaptation.targets.iter().any(|target| name.rsplit('.').next() == Some(target)) {
+            let wanted = adaptation.targets.iter().any(|target| name.rsplit('.').next() == Some(target));
+            if !wanted || (name.contains(".mlp.experts.") && !adaptation.experts) {
                 continue;
             }
             let (outs, ins) = (linear.weight().out_features(), linear.weight().in_features());
@@ -113,12 +123,20 @@ impl Decoder {
         save_into(folder, &self.config, &tensors, kept, save_as)
     }
 
-    /// The linears that can be adapted, by their published names.
+    /// One row of the embedding, widened into `out: [h]`.
+    ///
+    /// # Errors
+    /// Where there is no such row.
+    pub fn embedding_row(&self, index: usize, out: &mut [f32]) -> Result<()> {
+        Ok(self.embed_tokens.row(index, out)?)
+    }
+
+    /// The linears that can be adapted, by their published names; those of routed experts where these are run one by one.
     fn linears(&self) -> Vec<(String, &Linear)> {
         let mut all = Vec::new();
         for (at, layer) in self.layers.iter().enumerate() {
-            let mlp = layer.mlp.shared().into_iter().flat_map(Mlp::linears);
-            all.extend(names(at, &layer.mlp).into_iter().zip(layer.self_attn.linears().into_iter().chain(mlp)));
+            let mlps = layer.mlp.mlps().into_iter().flat_map(Mlp::linears);
+            all.extend(names(at, &layer.mlp).into_iter().zip(layer.self_attn.linears().into_iter().chain(mlps)));
         }
         all
     }
@@ -127,34 +145,43 @@ impl Decoder {
         let mut all = Vec::new();
         for (at, layer) in self.layers.iter_mut().enumerate() {
             let names = names(at, &layer.mlp);
-            let mlp = layer.mlp.shared_mut().into_iter().flat_map(Mlp::linears_mut);
-            all.extend(names.into_iter().zip(layer.self_attn.linears_mut().into_iter().chain(mlp)));
+            let mlps = layer.mlp.mlps_mut().into_iter().flat_map(Mlp::linears_mut);
+            all.extend(names.into_iter().zip(layer.self_attn.linears_mut().into_iter().chain(mlps)));
         }
         all
     }
 }
 
-/// The names of a layer's linears, those of attention first.
+/// The names of a layer's linears: attention, then the MLPs of [`FeedForward::mlps`].
 fn names(layer: usize, mlp: &FeedForward) -> Vec<String> {
-    let mlp = if matches!(mlp, FeedForward::Dense(_)) { "mlp" } else { "mlp.shared_experts" };
-    let parts =
-        TARGETS.iter().enumerate().map(|(at, target)| if at < 4 { ("self_attn", target) } else { (mlp, target) });
-    parts.map(|(part, target)| format!("model.layers.{layer}.{part}.{target}")).collect()
+    let (attention, gated) = TARGETS.split_at(4);
+    let of = |part: String, targets: &'static [&'static str]| {
+        targets.iter().map(move |target| format!("model.layers.{layer}.{part}.{target}"))
+    };
+    let mut all: Vec<String> = of("self_attn".into(), attention).collect();
+    match mlp {
+        FeedForward::Dense(_) => all.extend(of("mlp".into(), gated)),
+        FeedForward::Moe(moe) => {
+            all.extend(moe.shared_experts().into_iter().flat_map(|_| of("mlp.shared_experts".into(), gated)));
+            all.extend((0..moe.opened().len()).flat_map(|expert| of(format!("mlp.experts.{expert}"), gated)));
+        }
+    }
+    all
 }
 
 impl FeedForward {
-    /// The MLP that every token goes through.
-    fn shared(&self) -> Option<&Mlp> {
+    /// The MLP that every token goes through, and the experts that are run one by one.
+    fn mlps(&self) -> Vec<&Mlp> {
         match self {
-            Self::Dense(mlp) => Some(mlp),
-            Self::Moe(moe) => moe.shared_experts(),
+            Self::Dense(mlp) => vec![mlp],
+            Self::Moe(moe) => moe.shared_experts().into_iter().chain(moe.opened()).collect(),
         }
     }
 
-    fn shared_mut(&mut self) -> Option<&mut Mlp> {
+    fn mlps_mut(&mut self) -> Vec<&mut Mlp> {
         match self {
-            Self::Dense(mlp) => Some(mlp),
-            Self::Moe(moe) => moe.shared_experts_mut(),
+            Self::Dense(mlp) => vec![mlp],
+            Self::Moe(moe) => moe.mlps_mut(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use ernie_nn::ops::{self, Expert};
-use ernie_nn::{Linear, Parameter, Value};
+use ernie_nn::{Linear, Parameter, Value, Weight};
 
 use super::layer::{self, Pass};
 use super::mlp::Mlp;
@@ -16,6 +16,8 @@ pub struct MoeLayer {
     /// gradients; empty where the model has none.
     correction_bias: RwLock<Vec<f32>>,
     experts: Vec<Expert>,
+    /// The same experts one by one, where they have adapters or must pass a gradient through packed weights; else empty.
+    opened: Vec<Mlp>,
     shared_experts: Option<Mlp>,
     k: usize,
     norm_min: f64,
@@ -29,7 +31,15 @@ impl MoeLayer {
         shared_experts: Option<Mlp>,
         (k, norm_min): (usize, f64),
     ) -> Self {
-        Self { gate, correction_bias: RwLock::new(correction_bias), experts, shared_experts, k, norm_min }
+        Self {
+            gate,
+            correction_bias: RwLock::new(correction_bias),
+            experts,
+            opened: Vec::new(),
+            shared_experts,
+            k,
+            norm_min,
+        }
     }
 
     pub(crate) fn forward(&self, x: &Value, pass: &mut Pass<'_>) -> Result<Value> {
@@ -38,7 +48,13 @@ impl MoeLayer {
         let routing = ops::route(&logits, &bias, self.k, self.norm_min)?;
         drop(bias);
         pass.probe.routing(pass.layer, &routing);
-        let routed = pass.keep(ops::experts(x, &routing, &self.experts)?)?;
+        let routed = match self.opened.len() {
+            0 => ops::experts(x, &routing, &self.experts)?,
+            count => {
+                ops::dispatch(x, &routing, count, |index, rows| self.opened[index].forward(rows, pass.activations))?
+            }
+        };
+        let routed = pass.keep(routed)?;
         match &self.shared_experts {
             Some(shared) => pass.keep(ops::add(&routed, &shared.forward(x, pass.activations)?)?),
             None => Ok(routed),
@@ -50,12 +66,28 @@ impl MoeLayer {
         self.gate.weight().parameter()
     }
 
+    /// From now on runs each expert by itself, so that its linears can be adapted.
+    pub(crate) fn open_experts(&mut self) {
+        let linear = |weight: &Weight| Linear::new(weight.clone(), None);
+        let open = |expert: &Expert| Mlp {
+            gate_proj: linear(&expert.gate_proj),
+            up_proj: linear(&expert.up_proj),
+            down_proj: linear(&expert.down_proj),
+        };
+        self.opened = self.experts.iter().map(open).collect();
+    }
+
+    pub(crate) fn opened(&self) -> &[Mlp] {
+        &self.opened
+    }
+
     pub(crate) fn shared_experts(&self) -> Option<&Mlp> {
         self.shared_experts.as_ref()
     }
 
-    pub(crate) fn shared_experts_mut(&mut self) -> Option<&mut Mlp> {
-        self.shared_experts.as_mut()
+    /// The shared expert, and the routed ones that are run one by one.
+    pub(crate) fn mlps_mut(&mut self) -> Vec<&mut Mlp> {
+        self.shared_experts.iter_mut().chain(&mut self.opened).collect()
     }
 
     /// The number of routed experts.

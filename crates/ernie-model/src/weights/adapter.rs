@@ -120,13 +120,16 @@ pub fn read_adapter(folder: &Path, decoder: &mut Decoder) -> Result<Adaptation> 
         }
         Targets::Many(names) => names,
     };
-    let adaptation = Adaptation { rank: config.r, alpha: config.lora_alpha, rslora: config.use_rslora, targets };
+    let tensors = folder.join(TENSORS);
+    let file = Checkpoint::open(&tensors)?;
+    let experts = file.tensors().any(|info| info.name.contains(".mlp.experts."));
+    let (rank, alpha, rslora) = (config.r, config.lora_alpha, config.use_rslora);
+    let adaptation = Adaptation { rank, alpha, rslora, targets, experts };
     if let Err(error) = decoder.adapt(&adaptation, 0) {
         return wrong(error.to_string());
     }
 
-    let path = folder.join(TENSORS);
-    let file = Checkpoint::open(&path)?;
+    let path = tensors;
     let at = path.display().to_string();
     let wrong = |message: String| Err(Error::Malformed { place: at.clone(), problem: message });
     let mut unused: BTreeSet<String> = file.tensors().map(|info| info.name.clone()).collect();

@@ -1,6 +1,6 @@
 //! The head and its loss as one op, so that the logits of a batch never exist whole.
 
-use ernie_kernels::floats::{FloatVec, Floats};
+use ernie_kernels::floats::{FloatVec, Floats, FloatsMut};
 use ernie_kernels::{cross_entropy as kernel, elementwise, fresh};
 
 use super::multiply::Products;
@@ -35,8 +35,7 @@ pub struct CrossEntropy {
 /// taken chunk by chunk on the way forward and the logits are forgotten at once. Softmax is f32, the sum f64.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] if a target is neither [`IGNORED`] nor below `V`, or if the head is not a
-/// parameter while a gradient is wanted through it.
+/// [`crate::Error::Shape`] if a target is neither [`IGNORED`] nor below `V`.
 pub fn head_cross_entropy(hidden: &Value, head: &Weight, targets: &[i64], factor: f64) -> Result<CrossEntropy> {
     cross_entropy(hidden, head, targets, factor, None)
 }
@@ -76,7 +75,6 @@ fn cross_entropy(
     let weight = head.parameter().map(|parameter| parameter.value());
     let parents: Vec<&Value> = std::iter::once(hidden).chain(&weight).collect();
     let recorded = needs_grad(&parents);
-    ensure(!recorded || weight.is_some(), op, || "a stored head passes no gradient".into())?;
 
     let products = Products(head.parameter().map_or(Width::F32, |parameter| parameter.products()));
     let mut losses = vec![0.0; rows];
@@ -101,16 +99,23 @@ fn cross_entropy(
             (None, x) => logits.copy_from_slice(&head.multiply(&x.to_vec())?),
         }
         kernel::forward_backward(logits, &targets[start..end], vocab, 1.0, &mut losses[start..end]);
-        if let (true, Some(weight)) = (recorded, &weight) {
+        if recorded {
             // The kernel has left the gradient where the logits were.
             let rows = factors.map_or(&[][..], |factors| &factors[start..end]);
             for (row, &factor) in logits.chunks_exact_mut(vocab).zip(rows) {
                 elementwise::scale(row, factor);
             }
-            let (logits, dhidden) = (Floats::F32(logits), dhidden.view_mut().part_mut(start * width..end * width));
-            products.add_input_gradient(logits, &weight.slice()?, dhidden, shape, false);
+            let dhidden = dhidden.view_mut().part_mut(start * width..end * width);
+            match (&weight, head.packed(), dhidden) {
+                (None, Some(packed), FloatsMut::F32(dhidden)) => packed.add_input_gradient(logits, dhidden),
+                (Some(weight), _, dhidden) => {
+                    products.add_input_gradient(Floats::F32(logits), &weight.slice()?, dhidden, shape, false);
+                }
+                // The gradient of a packed head is as wide as its products, 32 bits.
+                _ => {}
+            }
             if trained {
-                products.add_weight_gradient(logits, x, &mut dweight, shape, start > 0);
+                products.add_weight_gradient(Floats::F32(logits), x, &mut dweight, shape, start > 0);
             }
         }
     }

@@ -30,7 +30,7 @@ pub struct Expert {
 ///
 /// # Shapes
 /// `x: [T, h]`, routing of `T` tokens to `k` of `experts` → `[T, h]`. Each token adds its own `k` results,
-/// best expert first, so its sum does not depend on its company.
+/// best expert first, so its sum does not depend on its company. Packed experts pass no gradient: see [`super::dispatch()`].
 pub fn experts(x: &Value, routing: &Routing, experts: &[Expert]) -> Result<Value> {
     let (rows, hidden, k) = (x.dim(0), x.dim(1), routing.weights.dim(1));
     ensure(routing.indices.len() == rows * k && routing.logits.dim(1) == experts.len(), "experts", || {
@@ -91,7 +91,8 @@ pub fn experts(x: &Value, routing: &Routing, experts: &[Expert]) -> Result<Value
 }
 
 fn packed(expert: &Expert) -> Option<[&Packed; 3]> {
-    Some([expert.gate_proj.packed()?, expert.up_proj.packed()?, expert.down_proj.packed()?])
+    let [gate, up, down] = [&expert.gate_proj, &expert.up_proj, &expert.down_proj].map(|weight| weight.packed());
+    Some([gate?, up?, down?])
 }
 
 /// The products of all experts over rows sorted by expert, in two parallel regions.

@@ -8,6 +8,7 @@
 
 pub mod attention;
 mod cross_entropy;
+mod dispatch;
 mod elementwise;
 mod embedding;
 mod experts;
@@ -21,6 +22,7 @@ mod swiglu;
 
 pub use attention::{Write, attention, attention_over_pages, page_bytes, write_pages};
 pub use cross_entropy::{CrossEntropy, IGNORED, head_cross_entropy, weighted_head_cross_entropy};
+pub use dispatch::dispatch;
 pub use elementwise::{add, add_row, concat, round_to_bf16, scale, sum, weighted_sum, widen};
 pub use embedding::embedding;
 pub use experts::{Expert, experts};

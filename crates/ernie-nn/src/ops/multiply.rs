@@ -12,7 +12,7 @@ use crate::slice::{self, Slice, View, from_floats, tensor};
 use crate::value::needs_grad;
 use crate::{Packed, Parameter, Result, Value, Weight, Width};
 
-/// `x: [T, in] · Wᵀ → [T, out]` for a weight in any format. Packed weights pass no gradient.
+/// `x: [T, in] · Wᵀ → [T, out]` for a weight in any format. Packed weights have no gradient and pass the input's on, as if its rounding were not.
 ///
 /// Sums are f32, in an order that depends on `in` alone: a token's result does not depend on its company.
 ///
@@ -21,25 +21,36 @@ use crate::{Packed, Parameter, Result, Value, Weight, Width};
 pub fn multiply(x: &Value, weight: &Weight) -> Result<Value> {
     match weight {
         Weight::Parameter(parameter) => linear(x, parameter),
-        Weight::Packed(_) => {
+        Weight::Packed(packed) => {
             check(x, weight)?;
-            Value::from_vec(weight.multiply(&x.slice()?)?, &[x.dim(0), weight.out_features()])
+            passed_through(x, weight.multiply(&x.slice()?)?, packed)
         }
     }
 }
 
 /// [`multiply`] by several weights; packed ones share the rounding of the input and one parallel region.
 pub(crate) fn multiply_all<const N: usize>(x: &Value, weights: [&Weight; N]) -> Result<Vec<Value>> {
-    let packed: Vec<&Packed> = weights.iter().filter_map(|weight| weight.packed()).collect();
+    let packed: Vec<&Arc<Packed>> = weights.iter().filter_map(|weight| weight.packed()).collect();
     if packed.len() < N {
         return weights.into_iter().map(|weight| multiply(x, weight)).collect();
     }
     for weight in weights {
         check(x, weight)?;
     }
-    let rows = x.dim(0);
-    let results = Packed::products(&x.slice()?, x.dim(1), &packed);
-    results.into_iter().zip(packed).map(|(y, w)| Value::from_vec(y, &[rows, w.out_features()])).collect()
+    let plain: Vec<&Packed> = packed.iter().map(|weight| weight.as_ref()).collect();
+    let results = Packed::products(&x.slice()?, x.dim(1), &plain);
+    results.into_iter().zip(packed).map(|(y, w)| passed_through(x, y, w)).collect()
+}
+
+/// `y`, the product of `x` and a packed weight, as a value through which the gradient reaches `x`.
+fn passed_through(x: &Value, y: Vec<f32>, weight: &Arc<Packed>) -> Result<Value> {
+    let (rows, weight) = (x.dim(0), weight.clone());
+    Ok(Value::from_op(tensor(y, &[rows, weight.out_features()])?, &[x], move |dy| {
+        let dy = slice::wide(dy)?;
+        let mut dx = fresh::zeros(rows * weight.in_features());
+        weight.add_input_gradient(&Slice::of(&dy)?, &mut dx);
+        Ok(vec![Some(tensor(dx, &[rows, weight.in_features()])?)])
+    }))
 }
 
 /// [`multiply`] by a parameter, with gradients: `dx = dy · W`, `dW = dyᵀ · x`.

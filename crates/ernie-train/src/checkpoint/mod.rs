@@ -96,12 +96,21 @@ impl State {
     }
 }
 
-/// crc32c of all weights of a model, in their order: what tells the base of an adapter from another of the same shape.
+/// crc32c of a model's weights, in their order: what tells the base of an adapter from another of the same shape. Of packed matrices the embedding
+/// stands for all.
 pub(crate) fn fingerprint(decoder: &Decoder) -> Result<u32> {
-    decoder
-        .parameters()
+    let parameters = decoder.parameters();
+    let mut crc = parameters
         .iter()
-        .try_fold(0, |crc, parameter| Ok(parameter.read(|weights| crc32c::crc32c_append(crc, &save::bytes(weights)))?))
+        .try_fold(0, |crc, parameter| parameter.read(|weights| crc32c::crc32c_append(crc, &save::bytes(weights))))?;
+    if !parameters.iter().any(|parameter| parameter.name() == "model.embed_tokens.weight") {
+        let mut row = vec![0.0; decoder.config().hidden_size];
+        for index in 0..decoder.config().vocab_size {
+            decoder.embedding_row(index, &mut row)?;
+            crc = crc32c::crc32c_append(crc, &save::bytes(&row));
+        }
+    }
+    Ok(crc)
 }
 
 /// The newest complete checkpoint of a run folder, and its step.

@@ -80,7 +80,10 @@ fn published(folder: &Path, snapshot: &Snapshot<'_>) -> Result<()> {
         Float::F32 => SaveAs::F32,
         Float::Bf16 => SaveAs::Bf16,
     };
-    snapshot.decoder.save_into(folder, snapshot.kept, save_as)?;
+    // Beside integers there is no model with the change in it: `ernie merge` makes one from the base as it was published.
+    if snapshot.recipe.adapter.packed_base().is_none() {
+        snapshot.decoder.save_into(folder, snapshot.kept, save_as)?;
+    }
     snapshot.tokenizer.save(folder)?;
     if let Some(adaptation) = snapshot.recipe.adapter.adaptation() {
         let folder = folder.join(ADAPTER_FOLDER);

@@ -1,6 +1,6 @@
 //! What a recipe must hold to be a run: every rule in one list, every broken one reported.
 
-use super::{Format, ObjectiveKind, Recipe, SamplerKind, TokenizerSource};
+use super::{Base, Float, Format, ObjectiveKind, Recipe, SamplerKind, TokenizerSource};
 use crate::error::{Error, Result};
 
 /// Largest count of anything that a recipe may ask for; keeps products inside 64 bits.
@@ -162,6 +162,14 @@ fn optimisation(recipe: &Recipe, problems: &mut Problems) {
         problems.0.push(format!("adapter.targets: {target:?} is not one of {}", known.join(", ")));
     }
     problems.expect(!adapter.targets.is_empty(), "adapter.targets", || "expected at least one linear".into());
+    let plain = adapter.base == Base::F32 && !adapter.experts;
+    problems.expect(adapter.rank > 0 || plain, "adapter", || {
+        "without a rank there is no adapter; expected adapter.rank beside base and experts".into()
+    });
+    let narrow = recipe.precision.compute == Float::Bf16;
+    problems.expect(adapter.packed_base().is_none() || !narrow, "precision.compute", || {
+        "an adapter beside integers (adapter.base) is computed in f32".into()
+    });
     problems.expect(adapter.rank == 0 || recipe.model.weights.is_some(), "adapter.rank", || {
         "an adapter changes a trained model; expected model.weights".into()
     });

@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 pub use tables::{
-    Adapter, BatchSize, Checkpoint, Data, Decay, Documents, Evaluation, EvaluationTask, Float, Format, MixedIn, Model,
-    Normalise, Objective, ObjectiveKind, OnNan, Optimizer, OptimizerKind, Parallel, Precision, PreferenceLoss, Sampler,
-    SamplerKind, Schedule, ScheduleKind, TokenizerSource, TrainTokenizer,
+    Adapter, Base, BatchSize, Checkpoint, Data, Decay, Documents, Evaluation, EvaluationTask, Float, Format, MixedIn,
+    Model, Normalise, Objective, ObjectiveKind, OnNan, Optimizer, OptimizerKind, Parallel, Precision, PreferenceLoss,
+    Sampler, SamplerKind, Schedule, ScheduleKind, TokenizerSource, TrainTokenizer,
 };
 
 /// The name in `data.train` of the corpus inside the program.

@@ -259,6 +259,23 @@ pub struct Adapter {
     pub b_lr_ratio: f64,
     /// The linears that have one.
     pub targets: Vec<String>,
+    /// Whether those of the routed experts have one too.
+    pub experts: bool,
+    /// How the frozen model's matrices are held.
+    pub base: Base,
+}
+
+/// How the matrices of the model that an adapter is trained beside are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Base {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// Bytes with a scale a row (as `--weights int8`).
+    Int8,
+    /// Four bits in groups of 32 (as `--weights int4`).
+    Int4,
 }
 
 impl Default for Adapter {
@@ -269,6 +286,8 @@ impl Default for Adapter {
             rslora: false,
             b_lr_ratio: 1.0,
             targets: ernie_model::decoder::TARGETS.map(str::to_owned).to_vec(),
+            experts: false,
+            base: Base::F32,
         }
     }
 }
@@ -281,7 +300,18 @@ impl Adapter {
             alpha: self.alpha,
             rslora: self.rslora,
             targets: self.targets.clone(),
+            experts: self.experts,
         })
+    }
+
+    /// The format of integers in which the frozen model is held; `None` where it is held in floats.
+    pub fn packed_base(&self) -> Option<ernie_model::WeightsAs> {
+        match self.base {
+            _ if self.rank == 0 => None,
+            Base::F32 => None,
+            Base::Int8 => Some(ernie_model::WeightsAs::Int8),
+            Base::Int4 => Some(ernie_model::WeightsAs::Int4),
+        }
     }
 }
 
