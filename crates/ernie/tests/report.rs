@@ -38,12 +38,16 @@ fn a_run_is_drawn_and_two_are_compared() {
     // Training leaves the page and the tasks' results, a line a checkpoint.
     let page = fs::read_to_string(at.path().join("a/report.html")).expect("the page");
     assert!(page.contains("Held-out") && page.contains("perplexity, bits_per_byte") && !page.contains("<script"));
-    let lines = fs::read_to_string(at.path().join("a/evaluations.jsonl")).expect("the results");
-    let steps: Vec<u64> = lines
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64())
-        .collect();
-    assert_eq!(steps, [2, 4]);
+    let measured = || -> Vec<u64> {
+        let lines = fs::read_to_string(at.path().join("a/evaluations.jsonl")).expect("the results");
+        let step = |line| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
+        lines.lines().filter_map(step).collect()
+    };
+    assert_eq!(measured(), [2, 4]);
+    // Steps that are made again after a crash are there once.
+    fs::remove_dir_all(at.path().join("a/checkpoint-4")).expect("a checkpoint");
+    good(at.path(), &["train", "r.toml", "--out", "a", "--quiet", "--resume"]);
+    assert_eq!(measured(), [2, 4]);
 
     let json = good(at.path(), &["report", "a", "b", "--out", "both.html", "--json"]).json();
     assert_eq!(json["runs"][1]["figures"]["steps"], 4, "{json}");

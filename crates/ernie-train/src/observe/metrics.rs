@@ -93,14 +93,23 @@ impl MetricsWriter {
     /// Opens `folder/metrics.jsonl` after cutting off every line beyond `step`, and a last line that was not finished.
     pub fn open(folder: &Path, step: u64) -> Result<Self> {
         let path = folder.join(METRICS_FILE);
-        let failed = |error| Error::io(&path, "cannot write the metrics", error);
-        let mut file =
-            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
-        let keep = bytes_up_to(&file, step).map_err(failed)?;
-        file.set_len(keep).map_err(failed)?;
-        std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map_err(failed)?;
+        let file = open_lines(&path, step)?;
         Ok(Self { path, file })
     }
+}
+
+/// Opens a file of JSON lines with a `step` each to append to, made where there is none, after cutting off every line beyond `step` and a last line that
+/// was not finished: what a run that is resumed writes again.
+///
+/// # Errors
+/// From the disk.
+pub fn open_lines(path: &Path, step: u64) -> Result<File> {
+    let failed = |error| Error::io(path, "cannot write the metrics", error);
+    let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(failed)?;
+    let keep = bytes_up_to(&file, step).map_err(failed)?;
+    file.set_len(keep).map_err(failed)?;
+    std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map_err(failed)?;
+    Ok(file)
 }
 
 impl Observer for MetricsWriter {

@@ -15,7 +15,7 @@ use crate::balance::RouterBalance;
 use crate::error::Result;
 use crate::standing::Best;
 
-pub use metrics::{METRICS_FILE, MetricsLine, MetricsWriter, read_metrics};
+pub use metrics::{METRICS_FILE, MetricsLine, MetricsWriter, open_lines, read_metrics};
 pub use tensorboard::{EVENTS_FOLDER, EventsWriter};
 
 /// Watches a run. Every method does nothing by default.
@@ -52,7 +52,7 @@ pub trait Observer {
 }
 
 /// What is known before the first step.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Started {
     /// The run folder.
     pub out: PathBuf,

@@ -1,5 +1,6 @@
 //! `train`: a recipe in, a run folder out.
 
+mod dashboard;
 mod tasks;
 
 use crate::{
@@ -10,6 +11,7 @@ use crate::{
     printer::{self, Printer},
     progress::{Progress, Unit},
 };
+use dashboard::Dashboard;
 use ernie_train::{Evaluation, Finished, Observer, Options, Outcome, Recovered, Saved, Started, StepReport, Trainer};
 use std::path::PathBuf;
 use tasks::Tasks;
@@ -37,6 +39,12 @@ pub(crate) struct Args {
     /// Override the recipe's seed
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Show the run on the whole terminal: losses, speed, experts, and what the model writes
+    #[arg(long)]
+    tui: bool,
+    /// With --tui: what the model goes on from at every checkpoint
+    #[arg(long, value_name = "T", default_value = "Once upon a time", requires = "tui")]
+    sample: String,
 }
 
 /// Runs the command.
@@ -45,7 +53,10 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let mut overrides = args.set.clone();
     overrides.extend(args.seed.map(|seed| format!("seed={seed}")));
     let recipe = ernie_train::Recipe::load(&args.recipe, &overrides, &current)?;
-    let mut tasks = Tasks::new(&recipe, &args.out, *printer)?;
+    if args.tui {
+        Dashboard::check()?;
+    }
+    let mut tasks = Tasks::new(&recipe, &args.out, if args.tui { Printer::new(true) } else { *printer })?;
     let asking = std::cell::RefCell::new(None::<Progress>);
     let options = Options {
         out: args.out.clone(),
@@ -74,8 +85,18 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         }
     })?;
     let guard = interrupt::graceful();
-    let finished = trainer.run(&mut [&mut Watch::new(*printer), &mut tasks], &interrupt::flag())?;
+    let stop = interrupt::flag();
+    let finished = if args.tui {
+        // Dropped before a failure is told, so that it is told on the terminal that was there before.
+        let mut dashboard = Dashboard::open(&args.out, &args.sample, stop.clone())?;
+        trainer.run(&mut [&mut dashboard, &mut tasks], &stop)?
+    } else {
+        trainer.run(&mut [&mut Watch::new(*printer), &mut tasks], &stop)?
+    };
     drop(guard);
+    if args.tui {
+        printer.say(finished_line(&finished));
+    }
     if finished.step > 0 {
         // The run is saved; a page that cannot be drawn takes nothing from it.
         printer.say(match report::write(&args.out) {
@@ -172,11 +193,7 @@ impl Observer for Watch {
 
     fn recovered(&mut self, recovered: &Recovered) -> ernie_train::Result<()> {
         if let Some(progress) = &self.progress {
-            let what = match recovered.back_to + 1 == recovered.step {
-                true => "the batch is passed over".to_owned(),
-                false => format!("back to step {}", recovered.back_to),
-            };
-            progress.say(&format!("step {}: {} is {}; {what}", recovered.step, recovered.what, recovered.value));
+            progress.say(&recovered_line(recovered));
         }
         Ok(())
     }
@@ -190,19 +207,29 @@ impl Observer for Watch {
 
     fn finished(&mut self, finished: &Finished) -> ernie_train::Result<()> {
         if let Some(progress) = self.progress.take() {
-            let how = match finished.outcome {
-                Outcome::Complete => "trained",
-                Outcome::Interrupted | Outcome::Stale => "stopped after",
-            };
-            progress.finish(&format!(
-                "{how} {} steps, {} tokens, in {}",
-                finished.step,
-                printer::count(finished.tokens),
-                printer::duration(finished.seconds)
-            ));
+            progress.finish(&finished_line(finished));
         }
         Ok(())
     }
+}
+
+/// `trained 400 steps, 410 k tokens, in 1m 40s`.
+fn finished_line(finished: &Finished) -> String {
+    let how = match finished.outcome {
+        Outcome::Complete => "trained",
+        Outcome::Interrupted | Outcome::Stale => "stopped after",
+    };
+    let (tokens, seconds) = (printer::count(finished.tokens), printer::duration(finished.seconds));
+    format!("{how} {} steps, {tokens} tokens, in {seconds}", finished.step)
+}
+
+/// `step 7: loss is NaN; the batch is passed over`.
+fn recovered_line(recovered: &Recovered) -> String {
+    let what = match recovered.back_to + 1 == recovered.step {
+        true => "the batch is passed over".to_owned(),
+        false => format!("back to step {}", recovered.back_to),
+    };
+    format!("step {}: {} is {}; {what}", recovered.step, recovered.what, recovered.value)
 }
 
 /// `step 100: held-out loss 4.123, 2.41 bits per byte`.

@@ -7,7 +7,7 @@ use crate::{
     printer::Printer,
 };
 use ernie_eval::{EvalOptions, tasks::Task};
-use ernie_train::{Observer, Recipe, Saved};
+use ernie_train::{Observer, Recipe, Recovered, Saved, Started, observe::open_lines};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -61,6 +61,18 @@ impl Tasks {
 }
 
 impl Observer for Tasks {
+    fn started(&mut self, run: &Started) -> ernie_train::Result<()> {
+        let path = self.run.join(EVALUATIONS);
+        // Steps that are made again are measured again.
+        if path.exists() { open_lines(&path, run.step).map(drop) } else { Ok(()) }
+    }
+
+    fn recovered(&mut self, recovered: &Recovered) -> ernie_train::Result<()> {
+        let path = self.run.join(EVALUATIONS);
+        self.last = self.last.filter(|&last| last <= recovered.back_to);
+        if path.exists() { open_lines(&path, recovered.back_to).map(drop) } else { Ok(()) }
+    }
+
     fn saved(&mut self, saved: &Saved) -> ernie_train::Result<()> {
         // The last step is saved once, however often it is told.
         if self.last.replace(saved.step) == Some(saved.step) {
