@@ -48,11 +48,11 @@ impl MoeLayer {
         let routing = ops::route(&logits, &bias, self.k, self.norm_min)?;
         drop(bias);
         pass.probe.routing(pass.layer, &routing);
-        let routed = match self.opened.len() {
-            0 => ops::experts(x, &routing, &self.experts)?,
-            count => {
-                ops::dispatch(x, &routing, count, |index, rows| self.opened[index].forward(rows, pass.activations))?
-            }
+        let routed = if self.runs_opened(x) {
+            let expert = |index: usize, rows: &Value| self.opened[index].forward(rows, pass.activations);
+            ops::dispatch(x, &routing, self.opened.len(), expert)?
+        } else {
+            ops::experts(x, &routing, &self.experts)?
         };
         let routed = pass.keep(routed)?;
         match &self.shared_experts {
@@ -66,7 +66,13 @@ impl MoeLayer {
         self.gate.weight().parameter()
     }
 
-    /// From now on runs each expert by itself, so that its linears can be adapted.
+    /// Whether the experts are run one by one: for their adapters, or for a gradient that the fused op does not pass.
+    fn runs_opened(&self, x: &Value) -> bool {
+        let adapted = |mlp: &Mlp| mlp.linears().iter().any(|linear| linear.adapter().is_some());
+        self.opened.first().is_some_and(|first| adapted(first) || x.is_recorded())
+    }
+
+    /// Makes ready to run each expert by itself, so that its linears can be adapted.
     pub(crate) fn open_experts(&mut self) {
         let linear = |weight: &Weight| Linear::new(weight.clone(), None);
         let open = |expert: &Expert| Mlp {
