@@ -1,7 +1,8 @@
-//! Trains a tiny dense and a tiny MoE model and writes what other programs should find in their checkpoints.
+//! Trains tiny models and writes what other programs should find in their checkpoints: dense, MoE, MoE with multi-token prediction, and adapters
+//! beside the first two.
 //!
 //! Run with `cargo run -p ernie-train --example tiny_checkpoints -- OUT`; `tests/transformers/check.py OUT` compares.
-//! Prints nothing; OUT/dense and OUT/moe are run folders with `expected.safetensors` and `expected.json` in them.
+//! Prints nothing; OUT/dense, OUT/moe, … are run folders with `expected.safetensors` and `expected.json` in them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,18 +19,26 @@ const TEXT: &str = "Once upon a time there was a king. 1234 — “Grüße”, �
 
 fn main() -> Fallible<()> {
     let out = PathBuf::from(std::env::args().nth(1).ok_or("expected the folder to write to")?);
-    for kind in ["dense", "moe"] {
-        train(kind, &out.join(kind))?;
+    std::fs::create_dir_all(&out)?;
+    for (name, kind, more) in [("dense", "dense", ""), ("moe", "moe", ""), ("moe-mtp", "moe", "mtp_layers = 1\n")] {
+        let config = out.join(name).with_extension("json");
+        std::fs::write(&config, shape(kind).to_string())?;
+        train(&format!("config = {config:?}\n{more}"), "{ train = 512 }", "", &out.join(name))?;
+    }
+    // PEFT takes the MLPs' names in a mixture for those of its fused experts: of mixtures it reads adapters of attention alone.
+    let attention = "targets = [\"q_proj\", \"k_proj\", \"v_proj\", \"o_proj\"]\n";
+    for (kind, targets) in [("dense", ""), ("moe", attention)] {
+        let base = out.join(kind);
+        let model = format!("weights = {base:?}\n");
+        let adapter = format!("[adapter]\nrank = 4\n{targets}");
+        train(&model, &format!("{base:?}"), &adapter, &out.join(format!("{kind}-lora")))?;
     }
     Ok(())
 }
 
-fn train(kind: &str, out: &Path) -> Fallible<()> {
-    let config = out.with_extension("json");
-    std::fs::create_dir_all(config.parent().ok_or("expected a folder to write to")?)?;
-    std::fs::write(&config, shape(kind).to_string())?;
+fn train(model: &str, tokenizer: &str, more: &str, out: &Path) -> Fallible<()> {
     let text = format!(
-        "[model]\nconfig = {config:?}\n[data]\ntrain = [\"bundled\"]\ntokenizer = {{ train = 512 }}\n\
+        "[model]\n{model}[data]\ntrain = [\"bundled\"]\ntokenizer = {tokenizer}\n{more}\
          [batch]\nrows = 4\nseq_len = 64\n[schedule]\nsteps = 20\nwarmup = 2\n[optimizer]\nlr = 0.01\n[evaluation]\nevery = 0\n"
     );
     let recipe = Recipe::parse(&text, "tiny_checkpoints", Path::new("/"), &[], &std::env::current_dir()?)?;

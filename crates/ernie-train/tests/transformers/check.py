@@ -1,27 +1,38 @@
 #!/usr/bin/env python3
-"""Loads checkpoints that `ernie-train` wrote with `transformers` and compares logits and token ids.
+"""Loads checkpoints that `ernie-train` wrote with `transformers` and `peft`, and compares logits and token ids.
 
-  cargo run -p ernie-train --example tiny_checkpoints -- OUT     # trains a tiny dense and a tiny MoE model
-  python check.py OUT > result.json                              # torch, transformers 5, safetensors
+  cargo run -p ernie-train --example tiny_checkpoints -- OUT     # trains tiny models
+  python check.py OUT > result.json                              # torch, transformers 5, peft, safetensors
 
 OUT/NAME/checkpoint-N is the published layout; OUT/NAME/expected.safetensors holds `input_ids` [B, T] and our `logits`
 [B, T, V] (float32), OUT/NAME/expected.json a `text` and our `ids` of it. Exits 1 if anything differs by more than 1e-4,
-if a tensor is missing or unexpected, or if the tokenizer gives other ids.
+if a tensor is missing or unexpected, or if the tokenizer gives other ids. Where there is OUT/NAME/checkpoint-N/adapter, `peft` puts it
+beside the model that it was trained beside, which must give the same logits as the checkpoint with the change in it.
 """
 import json, pathlib, sys
 
-import safetensors.torch, torch, transformers
+import peft, safetensors.torch, torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 torch.set_num_threads(1)
 out, good = pathlib.Path(sys.argv[1]), True
 cases = {}
+
+
+def newest(folder):
+    return max(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, use_cache=False).logits.float()
+
+
 for folder in sorted(p for p in out.iterdir() if p.is_dir()):
-    checkpoint = max(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    checkpoint = newest(folder)
     expected = safetensors.torch.load_file(folder / "expected.safetensors")
     model, info = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
-    with torch.no_grad():
-        logits = model.eval()(input_ids=expected["input_ids"], use_cache=False).logits.float()
+    logits = logits_of(model, expected["input_ids"])
     case = {
         "class": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -38,8 +49,18 @@ for folder in sorted(p for p in out.iterdir() if p.is_dir()):
     case["good"] = (
         not case["missing"] and not case["unexpected"] and case["largest_difference"] <= 1e-4 and case["same_token_ids"]
     )
+    adapter = checkpoint / "adapter"
+    if adapter.exists():
+        base = newest(pathlib.Path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]))
+        beside = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        before = logits_of(beside, expected["input_ids"])
+        with_it = logits_of(peft.PeftModel.from_pretrained(beside, adapter), expected["input_ids"])
+        case["adapter_changes"] = float((before - expected["logits"]).abs().max())
+        case["largest_difference_with_peft"] = float((with_it - expected["logits"]).abs().max())
+        case["good"] &= case["largest_difference_with_peft"] <= 1e-4 < case["adapter_changes"]
     good &= case["good"]
     cases[folder.name] = case
-json.dump({"torch": torch.__version__, "transformers": transformers.__version__, "cases": cases}, sys.stdout, indent=1)
+versions = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
+json.dump(versions | {"cases": cases}, sys.stdout, indent=1)
 print()
 sys.exit(0 if good and cases else 1)

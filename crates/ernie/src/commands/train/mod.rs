@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     overrides.extend(args.seed.map(|seed| format!("seed={seed}")));
     let recipe = ernie_train::Recipe::load(&args.recipe, &overrides, &current)?;
     if args.tui {
-        Dashboard::check()?;
+        Dashboard::check(printer)?;
     }
     let mut tasks = Tasks::new(&recipe, &args.out, if args.tui { Printer::new(true) } else { *printer })?;
     let asking = std::cell::RefCell::new(None::<Progress>);

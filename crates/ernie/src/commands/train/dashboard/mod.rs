@@ -10,6 +10,7 @@ use crate::{
     commands::generate::engine,
     exit::Exit,
     failure::{Failure, Result},
+    printer::Printer,
 };
 use ernie_data::{chat::ChatTemplate, tokenizer::Tokenizer};
 use ernie_model::{ModelSource, WeightsAs};
@@ -60,12 +61,13 @@ impl Dashboard {
     /// Whether it can be shown.
     ///
     /// # Errors
-    /// Input (2) where standard error is no terminal.
-    pub(super) fn check() -> Result<()> {
-        if stderr().is_terminal() && std::io::stdin().is_terminal() {
+    /// Input (2) where standard error is no terminal or is to be silent, or keys cannot be read.
+    pub(super) fn check(printer: &Printer) -> Result<()> {
+        if printer.draws_bars() && std::io::stdin().is_terminal() {
             return Ok(());
         }
-        Err(Failure::input("--tui: there is no terminal to draw on").hint("without it the run is told line by line"))
+        Err(Failure::input("--tui: there is no terminal to draw on, or --quiet forbids it")
+            .hint("without --tui the run is told line by line"))
     }
 
     /// Takes the terminal over for the run in `out`, which `stop` ends. Samples go on from `prompt`.
