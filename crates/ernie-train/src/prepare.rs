@@ -110,6 +110,12 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
     notes.extend(loader.notes().iter().cloned());
     notes.extend(held_out.iter().flat_map(|held_out| held_out.notes().to_vec()));
     notes.extend(report.notes);
+    let (positions, learned) = (decoder.config().max_position_embeddings, recipe.batch.seq_len);
+    if recipe.model.weights.is_none() && learned < positions {
+        notes.push(format!(
+            "the model is made for {positions} positions and learns the first {learned} (batch.seq_len); of those beyond it will know nothing"
+        ));
+    }
     Ok(Trainer {
         recipe,
         out: out.clone(),

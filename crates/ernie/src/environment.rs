@@ -3,6 +3,7 @@
 //! | variable | what |
 //! | --- | --- |
 //! | `HF_HOME`, `HF_HUB_CACHE`, `XDG_CACHE_HOME`, `HOME` | where the model store lies |
+//! | `XDG_CACHE_HOME`, `HOME` | where the bundled model is unpacked |
 //! | `HF_ENDPOINT` | the hub to pull from, default `https://huggingface.co` |
 //! | `HF_TOKEN`, `HF_TOKEN_PATH` | the token for private models |
 //! | `HF_HUB_OFFLINE` | `1`: never go to the network |
@@ -53,6 +54,11 @@ pub(crate) fn history_file() -> Option<PathBuf> {
     Some(base.join("ernie/chat_history"))
 }
 
+/// Where things are kept that can be made again.
+pub(crate) fn cache() -> Option<PathBuf> {
+    path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")))
+}
+
 /// The hub's settings, by the hub's own variables.
 #[derive(Clone, Debug)]
 pub(crate) struct Hub {
@@ -68,12 +74,8 @@ pub(crate) struct Hub {
 
 /// Reads the hub's settings.
 pub(crate) fn hub() -> Hub {
-    let home = path("HF_HOME").unwrap_or_else(|| {
-        path("XDG_CACHE_HOME")
-            .or_else(|| Some(path("HOME")?.join(".cache")))
-            .unwrap_or_else(|| PathBuf::from(".cache"))
-            .join("huggingface")
-    });
+    let home =
+        path("HF_HOME").unwrap_or_else(|| cache().unwrap_or_else(|| PathBuf::from(".cache")).join("huggingface"));
     let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
     let token = text("HF_TOKEN").or_else(|| {
         // An unreadable token file is as good as none: the hub will say when it wants one.

@@ -4,6 +4,7 @@
 //! or a run folder (its newest complete checkpoint). Nothing here goes to the network.
 
 use crate::{
+    bundled,
     cli::options::WeightsOption,
     environment,
     failure::{Failure, Result},
@@ -42,6 +43,17 @@ impl Model {
     pub(crate) fn find(name: &str) -> Result<Model> {
         let place = find(name)?;
         Ok(Model { name: name.to_owned(), place })
+    }
+
+    /// Finds a MODEL, or the bundled one where none was named.
+    ///
+    /// # Errors
+    /// As [`Self::find`]; environment (3) where the bundled one cannot be unpacked.
+    pub(crate) fn find_or_bundled(name: Option<&str>) -> Result<Model> {
+        match name {
+            Some(name) => Self::find(name),
+            None => Ok(Model { name: bundled::NAME.to_owned(), place: Place::Folder(bundled::folder()?) }),
+        }
     }
 
     /// Where the weights come from; presets draw theirs from `seed`.

@@ -34,10 +34,10 @@ Ctrl-C   stop the answer";
 /// Answers stream; earlier turns are remembered as far as the context holds them. /help lists what else can
 /// be typed. Ctrl-C stops an answer and keeps the program. Through a pipe each line is one message.
 #[derive(Debug, clap::Args)]
-#[command(before_help = "Example:\n  ernie chat runs/quickstart")]
+#[command(before_help = "Example:\n  ernie chat\n  ernie chat runs/quickstart")]
 pub(crate) struct Args {
-    /// The model
-    model: String,
+    /// The model [default: the small one inside the program]
+    model: Option<String>,
     /// A system message before the conversation
     #[arg(long, value_name = "S", allow_hyphen_values = true)]
     system: Option<String>,
@@ -49,7 +49,7 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
-    let model = Model::find(&args.model)?;
+    let model = Model::find_or_bundled(args.model.as_deref())?;
     let (loaded, tokenizer, template) =
         model.load_to_talk(Some("`chat`"), &args.weights, args.sampling.seed, printer)?;
     let mut options = args.sampling.get();

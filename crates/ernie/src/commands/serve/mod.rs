@@ -37,8 +37,8 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
     curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\\n    \
     -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'")]
 pub(crate) struct Args {
-    /// The model
-    model: String,
+    /// The model [default: the small one inside the program]
+    model: Option<String>,
     /// Where to listen; other than loopback needs keys
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     listen: String,
@@ -89,7 +89,7 @@ impl Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
-    let model = Model::find(&args.model)?;
+    let model = Model::find_or_bundled(args.model.as_deref())?;
     let keys = keys(args)?;
     let tls = tls(args)?;
     let addresses = addresses(&args.listen)?;
@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         .hint("--api-key-file F names them; --no-auth serves everybody"));
     }
     let config = Config {
-        model: args.name.clone().unwrap_or_else(|| last_part(&args.model)),
+        model: args.name.clone().unwrap_or_else(|| last_part(&model.name)),
         version: VERSION.to_owned(),
         limits: args.limits.get(),
         loopback_names_only: loopback && keys.is_empty() && !args.no_auth,
