@@ -268,7 +268,15 @@ fn what_cannot_be_served_is_one_line_and_the_right_code() {
         assert!(answer.contains(names), "{all:?}: {answer}");
         assert!(!answer.contains("short\n") || names == "short", "keys are not quoted: {answer}");
     }
-    let _ = bad(at.path(), &["serve"], 2);
+}
+
+#[test]
+fn without_a_model_it_serves_the_bundled_one() {
+    let at = tempfile::tempdir().expect("a folder");
+    let server = Serving::start(at.path(), &[]);
+    server.wait_until_ready();
+    assert!(get(&server.address, "/v1/models").contains("\"id\":\"nano\""));
+    assert!(completion(&server.address, r#"{"prompt": "Once upon a time", "max_tokens": 4}"#).contains("\"text\""));
 }
 
 /// As [`bad`]; a server may have said where it listens before it failed.
