@@ -53,6 +53,7 @@ fn on_a_terminal(at: &std::path::Path, more: &str, keys: &[u8]) -> Option<(Strin
 
 #[cfg(target_os = "linux")]
 #[test]
+#[allow(clippy::print_stderr)]
 fn on_a_terminal_it_draws_gives_the_terminal_back_and_leaves_on_q() {
     let at = tempfile::tempdir().expect("a temporary folder");
     write_tiny_recipe(at.path());

@@ -19,6 +19,7 @@ ls -A disk/run >after
 "#;
 
 #[test]
+#[allow(clippy::print_stderr)]
 fn a_full_disk_loses_nothing_that_was_saved() {
     let at = tempfile::tempdir().expect("a temporary folder");
     write_tiny_recipe(at.path());
