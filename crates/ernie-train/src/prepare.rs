@@ -113,7 +113,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
     let (positions, learned) = (decoder.config().max_position_embeddings, recipe.batch.seq_len);
     if recipe.model.weights.is_none() && learned < positions {
         notes.push(format!(
-            "the model is made for {positions} positions and learns the first {learned} (batch.seq_len); of those beyond it will know nothing"
+            "the model has room for {positions} positions and learns the first {learned} (batch.seq_len): longer texts are beyond it"
         ));
     }
     Ok(Trainer {
