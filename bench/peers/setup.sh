@@ -19,7 +19,7 @@ llama_cpp_python=0.3.36 gguf=0.19.0 smollm2=0.1.2 torch=2.15.0 transformers=5.23
 pip() { venv/bin/python -m pip "$1" --quiet --disable-pip-version-check "${@:2}"; }
 pip install --upgrade pip
 
-# llama.cpp's own tools, built for this processor from the source that its Python package carries.
+# llama.cpp's source, which its Python package carries.
 source_of_llamacpp() {
   pip install cmake ninja
   [ -f "sdist/llama_cpp_python-$llama_cpp_python.tar.gz" ] ||
@@ -31,6 +31,7 @@ source_of_llamacpp() {
     "llama_cpp_python-$llama_cpp_python/vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp"
 }
 
+# Its own tools, built for this processor.
 llamacpp() {
   source_of_llamacpp
   PATH="$dir/venv/bin:$PATH" cmake -G Ninja -S "llama_cpp_python-$llama_cpp_python/vendor/llama.cpp" -B llama-build \

@@ -157,8 +157,8 @@ fn take_folder(out: &Path, resume: bool) -> Result<Option<(u64, PathBuf)>> {
 fn same_recipe(then: &Recipe, now: &Recipe, made: u64, path: &Path) -> Result<()> {
     let mut problems = Vec::new();
     // An earlier end is none too early while no step has been made whose learning rate knew of the end: the point of "wsd".
-    let unknown = |step| schedule::share(&then.schedule, step) == schedule::share(&now.schedule, step);
-    if now.schedule.steps < then.schedule.steps && (now.schedule.steps < made || !(0..made).all(unknown)) {
+    let same_rate = |step| schedule::share(&then.schedule, step) == schedule::share(&now.schedule, step);
+    if now.schedule.steps < then.schedule.steps && (now.schedule.steps < made || !(0..made).all(same_rate)) {
         problems.push(format!(
             "schedule.steps was {} and is {}, expected at least as many, or fewer before the learning rate falls and no fewer than the {made} that are made",
             then.schedule.steps, now.schedule.steps
@@ -365,7 +365,7 @@ fn model(recipe: &Recipe, tokenizer: &Tokenizer, options: &Options<'_>) -> Resul
 
 /// The model of `weights` with its parameters to train, those of multi-token prediction too where the recipe trains it.
 fn trainable(recipe: &Recipe, weights: Weights) -> Result<Loaded> {
-    let modules = recipe.model.mtp_layers.unwrap_or(weights.config().mtp_layers);
+    let modules = recipe.model.mtp_layers.unwrap_or(weights.mtp_modules());
     let trained = recipe.trains_mtp();
     let weights = if trained { weights.with_mtp(modules, recipe.seed) } else { weights };
     let mut loaded = ernie_model::build_trainable(weights, recipe.precision.compute.into())?;

@@ -160,6 +160,22 @@ fn modules_learn_are_published_and_go_on() {
     assert_eq!(next("beside an adapter", &["adapter.rank=2"]), (None, 24, true));
 }
 
+/// Models are handed on without their modules by programs that do not know them, with a config that still tells of some: such a one has none.
+#[test]
+fn what_a_config_tells_of_and_the_file_lacks_is_not_drawn() {
+    let room = Room::new(3000);
+    room.run("moe", "first", false, &["schedule.steps=1"]).unwrap();
+    let config = room.path("first/checkpoint-1/config.json");
+    let told = std::fs::read_to_string(&config).unwrap().replacen('{', "{\"num_nextn_predict_layers\": 200,", 1);
+    std::fs::write(&config, told).unwrap();
+    let from = ["model.weights=first/checkpoint-1", "data.tokenizer=first", "schedule.steps=1"];
+    let mut trainer = room.trainer("moe", "on", false, &from).unwrap();
+    assert_eq!(trainer.decoder().mtp_modules(), 0);
+    trainer.run(&mut [], &Default::default()).unwrap();
+    let saved = std::fs::read_to_string(folder(&trainer, 1).join("config.json")).unwrap();
+    assert!(!saved.contains("num_nextn_predict_layers"), "{saved}");
+}
+
 #[test]
 fn what_nobody_would_train_is_refused() {
     let room = Room::new(2000);

@@ -147,6 +147,20 @@ impl Weights {
         self
     }
 
+    /// How many modules of multi-token prediction there are to train: those whose tensors the file holds, whatever its config says, or those of the config
+    /// where weights are drawn.
+    pub fn mtp_modules(&self) -> usize {
+        match &self.source {
+            Source::Random(_) => self.config.mtp_layers,
+            Source::Gguf(_) => 0,
+            Source::Checkpoint(checkpoint) => {
+                let stored =
+                    |module: &usize| checkpoint.info(&format!("model.mtp_linear_proj.{module}.weight")).is_some();
+                (0..).take_while(stored).count()
+            }
+        }
+    }
+
     /// How many modules of multi-token prediction were asked for.
     pub(crate) fn mtp_to_train(&self) -> usize {
         self.mtp_seed.map_or(0, |_| self.config.mtp_layers)

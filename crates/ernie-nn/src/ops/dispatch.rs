@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ernie_kernels::experts::{self as kernel, Order};
 use ernie_kernels::fresh;
 
-use super::Routing;
+use super::{Routing, widen};
 use crate::error::ensure;
 use crate::slice::{Slice, tensor, wide};
 use crate::{Result, Value};
@@ -32,6 +32,8 @@ pub fn dispatch<E: From<crate::Error>>(
         format!("x {:?}, {} choices of {experts} experts", x.shape(), routing.indices.len())
     })?;
     let order = Arc::new(Order::new(&routing.indices, experts, k));
+    // Once for all experts.
+    let x = &widen(x)?;
     let mut answers = Vec::with_capacity(experts);
     for index in (0..experts).filter(|&index| !order.rows(index).is_empty()) {
         let answer = expert(index, &rows_of(x, &order, index)?)?;
@@ -42,15 +44,12 @@ pub fn dispatch<E: From<crate::Error>>(
     Ok(combined(&answers, &routing.weights, &order, hidden)?)
 }
 
-/// The rows that an expert gets.
+/// The rows of `x`, which is in 32 bits, that an expert gets.
 fn rows_of(x: &Value, order: &Arc<Order>, index: usize) -> Result<Value> {
     let (tokens, hidden) = (x.dim(0), x.dim(1));
-    let all = wide(x.tensor())?;
-    let mut rows = Vec::with_capacity(order.rows(index).len() * hidden);
-    {
-        let all = Slice::of(&all)?;
-        order.rows(index).for_each(|place| rows.extend_from_slice(&all[token(order, place) * hidden..][..hidden]));
-    }
+    let (all, mut rows) = (x.slice()?, Vec::with_capacity(order.rows(index).len() * hidden));
+    order.rows(index).for_each(|place| rows.extend_from_slice(&all[token(order, place) * hidden..][..hidden]));
+    drop(all);
     let order = order.clone();
     Ok(Value::from_op(tensor(rows, &[order.rows(index).len(), hidden])?, &[x], move |gradient| {
         let gradient = wide(gradient)?;
@@ -80,13 +79,7 @@ fn combined(answers: &[Value], weights: &Value, order: &Arc<Order>, hidden: usiz
         let (gradient, weight) = (Slice::of(&gradient)?, Slice::of(&kept)?);
         let mut dweights = fresh::zeros(order.pairs.len());
         let mut dresults = fresh::zeros(order.pairs.len() * hidden);
-        let lines = results.chunks_exact(hidden.max(1)).zip(dresults.chunks_exact_mut(hidden.max(1)));
-        for (place, (result, dresult)) in lines.enumerate() {
-            let pair = order.pairs[place] as usize;
-            let dy = &gradient[token(&order, place) * hidden..][..hidden];
-            dweights[pair] = result.iter().zip(dy).map(|(y, dy)| f64::from(*y) * f64::from(*dy)).sum::<f64>() as f32;
-            dresult.iter_mut().zip(dy).for_each(|(d, dy)| *d = weight[pair] * dy);
-        }
+        kernel::combine_backward(&gradient, &results, &weight, hidden, &order, &mut dresults, &mut dweights);
         let mut gradients = vec![Some(tensor(dweights, kept.dims())?)];
         let mut rest = &dresults[..];
         for length in lengths {

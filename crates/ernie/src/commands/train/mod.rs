@@ -88,7 +88,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let stop = interrupt::flag();
     let finished = if args.tui {
         // Dropped before a failure is told, so that it is told on the terminal that was there before.
-        let mut dashboard = Dashboard::open(&args.out, &args.sample, stop.clone())?;
+        let mut dashboard = Dashboard::open(&args.out, trainer.steps_made(), &args.sample, stop.clone())?;
         trainer.run(&mut [&mut dashboard, &mut tasks], &stop)?
     } else {
         trainer.run(&mut [&mut Watch::new(*printer), &mut tasks], &stop)?

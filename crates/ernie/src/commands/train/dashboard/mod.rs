@@ -70,11 +70,12 @@ impl Dashboard {
             .hint("without --tui the run is told line by line"))
     }
 
-    /// Takes the terminal over for the run in `out`, which `stop` ends. Samples go on from `prompt`.
-    pub(super) fn open(out: &Path, prompt: &str, stop: Arc<AtomicBool>) -> Result<Self> {
+    /// Takes the terminal over for the run in `out`, of which `made` steps are made and which `stop` ends. Samples go on from `prompt`.
+    pub(super) fn open(out: &Path, made: u64, prompt: &str, stop: Arc<AtomicBool>) -> Result<Self> {
         let mut before = State::new(out.display().to_string());
         // A run that goes on shows what it did before; one that has no metrics yet begins with none.
-        read_metrics(out).unwrap_or_default().iter().for_each(|line| before.past(line));
+        let past = read_metrics(out).unwrap_or_default();
+        past.iter().filter(|line| line.step <= made).for_each(|line| before.past(line));
         let terminal = take_over().map_err(|error| Failure::io("taking over the terminal", &error))?;
         let (state, over) = (Arc::new(Mutex::new(before)), Arc::new(AtomicBool::new(false)));
         let painter = {
