@@ -14,6 +14,7 @@ cd "$dir"
 
 # Versions that the figures in docs/performance.md were measured with.
 llama_cpp_python=0.3.36 gguf=0.19.0 smollm2=0.1.2 torch=2.15.0 transformers=5.23.0 peft=0.21.2 accelerate=1.15.0
+compressed_tensors=0.20.1
 
 [ -x venv/bin/python ] || "${PYTHON:-python3}" -m venv venv
 pip() { venv/bin/python -m pip "$1" --quiet --disable-pip-version-check "${@:2}"; }
@@ -62,7 +63,8 @@ torch() {
 }
 
 peft() {
-  pip install --no-deps "peft==$peft" "accelerate==$accelerate"
+  pip install --no-deps "peft==$peft" "accelerate==$accelerate" "compressed-tensors==$compressed_tensors"
+  pip install pydantic loguru frozendict
 }
 
 # Its library alone, and the Python package over it, which finds it by LLAMA_CPP_LIB_PATH.

@@ -279,6 +279,30 @@ fn eight_bits_on_disk_are_eight_bits_in_memory() {
     assert!(load_error(&draft).contains("quantization_config"));
 }
 
+/// A tied model's file may bring the scales that a head would have, for programs that look for them before they tie.
+#[test]
+fn a_tied_head_may_bring_its_scales() {
+    let (config, values, _) = load_all(&parity("dense")).unwrap();
+    let all = saved(&values, &config);
+    let tensors: Vec<SaveTensor<'_>> =
+        all.iter().map(|(name, shape, values)| SaveTensor::of(name, shape.clone(), values)).collect();
+    let out = tempfile::tempdir().unwrap();
+    save_into(out.path(), &config, &tensors, &[], SaveAs::Int8).unwrap();
+    let file = Checkpoint::open(out.path()).unwrap();
+    let mut draft =
+        Draft { config: std::fs::read_to_string(out.path().join("config.json")).unwrap(), tensors: BTreeMap::new() };
+    for t in file.tensors() {
+        draft.tensors.insert(t.name.clone(), (t.dtype, t.shape.clone(), file.bytes(&t.name).unwrap().to_vec()));
+    }
+    let name = "lm_head.weight_scale";
+    let scales = draft.tensors["model.embed_tokens.weight_scale"].clone();
+    draft.tensors.insert(name.into(), scales);
+    let (_, _, report) = load_all(draft.write().path()).unwrap();
+    assert!(report.skipped.iter().any(|line| line.starts_with(name)), "{:?}", report.skipped);
+    draft.tensors.get_mut(name).unwrap().2[0] ^= 1;
+    assert!(load_error(&draft).contains(name));
+}
+
 #[test]
 fn multi_token_prediction_is_kept_and_saved_again() {
     let mut draft = Draft::of("moe");

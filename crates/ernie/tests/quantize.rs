@@ -64,6 +64,86 @@ fn a_quarter_of_the_size_and_nearly_the_same_logits() {
 }
 
 #[test]
+fn four_bits_in_the_spelling_of_compressed_tensors() {
+    let at = folder();
+    let json = good(at.path(), &["quantize", "preset:nano", "--to", "int4", "--out", "q", "--json"]).json();
+    assert_eq!(json["to"], "int4");
+    // Half a byte, and a scale of two every 32, of most weights; embedding and head have a byte.
+    let share = json["share_of_f32"].as_f64().expect("a share");
+    assert!(share < 0.22, "{json}");
+    let inspected = good(at.path(), &["inspect", "q", "--json"]).json();
+    assert_eq!(inspected["params_total"], json["params_total"]);
+    assert_eq!(inspected["tensors"]["skipped"], serde_json::json!([]));
+
+    let checkpoint = Checkpoint::open(&at.path().join("q")).expect("the new checkpoint");
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let info = |part: &str| checkpoint.info(&format!("{name}{part}")).unwrap_or_else(|| panic!("{name}{part}"));
+    let bytes = checkpoint.bytes(&format!("{name}_shape")).expect("a shape").to_vec();
+    let [rows, columns] = [0, 8].map(|at| usize::from(bytes[at]) + 256 * usize::from(bytes[at + 1]));
+    let is = |part: &str, dtype, shape: [usize; 2]| {
+        assert_eq!((info(part).dtype, info(part).shape.as_slice()), (dtype, &shape[..]), "{part}");
+    };
+    is("_packed", Dtype::I32, [rows, columns / 8]);
+    is("_scale", Dtype::F16, [rows, columns / 32]);
+    assert!(checkpoint.info(name).is_none());
+    let embedding = checkpoint.info("model.embed_tokens.weight").expect("an embedding");
+    assert_eq!(embedding.dtype, Dtype::I8);
+    let text = fs::read_to_string(at.path().join("q/config.json")).expect("config.json");
+    let config: Value = serde_json::from_str(&text).expect("JSON");
+    let told = &config["quantization_config"];
+    assert_eq!((&told["quant_method"], &told["format"]), (&"compressed-tensors".into(), &"mixed-precision".into()));
+    assert_eq!(told["config_groups"]["group_0"]["weights"]["num_bits"], 4);
+
+    // As stored, widened, and beside the model that was rounded: a step is a fifteenth of a group's range.
+    let plain = logits(at.path(), "preset:nano", &["--weights", "f32"]);
+    let wide = logits(at.path(), "q", &["--weights", "f32"]);
+    let stored = logits(at.path(), "q", &[]);
+    assert!(distance(&wide, &stored) < 0.02, "{}", distance(&wide, &stored));
+    assert!(distance(&plain, &wide) < 0.3, "{}", distance(&plain, &wide));
+    assert!(distance(&plain, &wide) > 0.0);
+    good(at.path(), &["generate", "q", "--ids", "5,6,7", "--max-tokens", "3"]);
+    let answer = bad(at.path(), &["quantize", "q", "--to", "int8", "--out", "again"], 2);
+    assert!(answer.err.contains("quantised already"), "{}", answer.err);
+}
+
+#[test]
+fn damaged_four_bits_are_refused_by_name() {
+    let at = folder();
+    good(at.path(), &["quantize", "preset:nano", "--to", "int4", "--out", "q", "--quiet"]);
+    let weights = at.path().join("q/model.safetensors");
+    let whole = fs::read(&weights).expect("weights");
+    let config = fs::read_to_string(at.path().join("q/config.json")).expect("config.json");
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let refused = |says: &str| {
+        let answer = bad(at.path(), &["logits", "q", "--ids", "5", "--out", "l.safetensors"], 2);
+        assert!(answer.err.contains(says), "{says}: {}", answer.err);
+    };
+    // One tensor renamed in the table, in as many letters, is one that is missing.
+    let renamed = |from: &str, to: &str| {
+        let at = whole.windows(from.len()).position(|w| w == from.as_bytes()).expect("a name");
+        let mut bytes = whole.clone();
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        fs::write(&weights, bytes).expect("weights");
+    };
+    for (part, other) in [("_packed", "_pocked"), ("_scale", "_scule")] {
+        renamed(&format!("{name}{part}"), &format!("{name}{other}"));
+        refused(if part == "_packed" { name } else { "q_proj.weight_scale" });
+    }
+    // What nobody takes might have changed the numbers.
+    renamed(&format!("{name}_shape"), &format!("{name}_shope"));
+    refused("shope");
+    fs::write(&weights, &whole).expect("weights");
+    for (from, to, says) in [
+        ("\"num_bits\": 4", "\"num_bits\": 3", "3-bit"),
+        ("\"pack-quantized\"", "\"marlin-24\"", "marlin-24"),
+        ("\"mixed-precision\"", "\"sparse\"", "sparse"),
+    ] {
+        fs::write(at.path().join("q/config.json"), config.replace(from, to)).expect("config.json");
+        refused(says);
+    }
+}
+
+#[test]
 fn every_recorded_model_can_be_quantised_and_says_the_same_as_when_rounded_while_loading() {
     let at = folder();
     for name in ["dense", "moe", "moe_untied"] {
@@ -95,7 +175,6 @@ fn mistakes_leave_nothing_behind() {
         (&["quantize", &dense, "--to", "int8"][..], "--out"),
         (&["quantize", &dense, "--out", "q"][..], "--to"),
         (&["quantize", &dense, "--to", "int3", "--out", "q"][..], "int3"),
-        (&["quantize", &dense, "--to", "int4", "--out", "q"][..], "not built yet"),
         (&["quantize", "nowhere", "--to", "int8", "--out", "q"][..], "nowhere"),
         (&["quantize", &parity("vl").display().to_string(), "--to", "int8", "--out", "q"][..], "not built yet"),
     ] {

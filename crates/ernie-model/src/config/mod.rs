@@ -23,6 +23,7 @@ mod write;
 pub use count::ParameterCount;
 pub(crate) use parse::MAX_CONFIG_BYTES;
 pub use presets::{PRESETS, Preset};
+pub(crate) use quantization::INT4_GROUP;
 pub use tensors::{Role, TensorSpec};
 pub use vision::VisionConfig;
 
@@ -53,6 +54,10 @@ pub enum StoredDtype {
 pub enum Quantization {
     /// `NAME.weight` as I8 `[out, in]` with `NAME.weight_scale` `[out, 1]`: symmetric, one scale a row.
     Int8Channel,
+    /// Matrices as `NAME.weight_packed`, I32 `[out, in / 8]` with eight weights of four bits each, the first in the lowest bits, and `NAME.weight_scale`
+    /// `[out, groups]`; where the zero is not in the middle, `NAME.weight_zero_point`, I32 `[out / 8, groups]`. Embedding and head may be as in
+    /// [`Self::Int8Channel`].
+    Int4Group,
 }
 
 /// The mixture-of-experts half of a config; present in MoE and VL models.

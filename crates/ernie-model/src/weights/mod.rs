@@ -17,6 +17,7 @@ pub use ernie_nn::Format;
 mod adapter;
 mod bend;
 mod convert;
+mod nibbles;
 mod quantize;
 mod random;
 mod save;

@@ -1,4 +1,4 @@
-//! A model in 8 bits as a checkpoint: matrices rounded to nearest while they are written, everything else widened.
+//! A model in 8 or 4 bits as a checkpoint: matrices rounded to nearest while they are written, everything else widened.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -8,18 +8,19 @@ use ernie_files::gguf::{GgmlType, Gguf};
 use super::{LoadReport, ModelSource, SaveAs, SaveTensor, Weights, WeightsAs, save_into};
 use crate::{Error, ModelConfig, Result};
 
-/// Writes the files of `source` in the format of [`SaveAs::Int8`] into an existing folder, which the caller makes atomic:
+/// Writes the files of `source` in an integer format, [`SaveAs::Int8`] or [`SaveAs::Int4`], into an existing folder, which the caller makes atomic:
 /// `config.json`, `generation_config.json` and weights.
 ///
-/// Embedding and head are quantised with the rest; norms, routers and biases become f32; multi-token-prediction tensors
+/// Embedding and head are quantised with the rest, to 8 bits; norms, routers and biases become f32; multi-token-prediction tensors
 /// are carried over as they are. One tensor is widened at a time. Everything is read and checked before the first byte is
 /// written. `each` is told the number of tensors done, and of all, twice over: checked, then written.
 ///
 /// # Errors
-/// [`Error::Request`] for a model whose weights are quantised already, [`Error::NotBuilt`] for VL models; those of
+/// [`Error::Request`] for a model whose weights are quantised already, [`Error::NotBuilt`] for VL models and for rows that are no whole groups; those of
 /// [`Weights::open`] and [`save_into`].
 pub fn quantize_into(
     source: &ModelSource,
+    to: SaveAs,
     folder: &Path,
     each: &mut dyn FnMut(usize, usize),
 ) -> Result<(ModelConfig, LoadReport)> {
@@ -52,14 +53,14 @@ pub fn quantize_into(
             shape: spec.shape.clone(),
             values: Box::new(|| {
                 let (done, each) = &mut *progress.borrow_mut();
-                // Matrices are asked for twice, scales first.
+                // Matrices are asked for more than once.
                 *done = (*done + 1).min(of);
                 each(*done, of);
                 Ok(weights.borrow_mut().take_f32(&spec.name, &spec.shape)?.into())
             }),
         })
         .collect();
-    save_into(folder, &config, &tensors, &report.kept, SaveAs::Int8)?;
+    save_into(folder, &config, &tensors, &report.kept, to)?;
     Ok((config, report))
 }
 

@@ -15,9 +15,16 @@ use ernie_files::{Dtype, TensorInfo};
 use serde_json::json;
 
 use super::bend::is_mtp;
+use super::nibbles::int4_of;
 use super::{Kept, convert};
-use crate::config::{Quantization, Role, StoredDtype};
+use crate::config::{INT4_GROUP, Quantization, Role, StoredDtype};
 use crate::{Error, ModelConfig, Result};
+
+/// The head's published name.
+const HEAD: &str = "lm_head.weight";
+
+/// Elements of an embedding row from which two more bytes a row do not count.
+const LONG_ROW: usize = 512;
 
 /// Bytes of tensors in one file before the next shard begins.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
@@ -31,6 +38,20 @@ pub enum SaveAs {
     Bf16,
     /// Matrices, embedding and head included, as I8 with an F16 scale a row; everything else in f32.
     Int8,
+    /// Matrices in four bits with an F16 scale every 32 weights (compressed-tensors' `pack-quantized`, symmetric), embedding and head as in
+    /// [`Self::Int8`]; everything else in f32.
+    Int4,
+}
+
+impl SaveAs {
+    /// What the config says of it.
+    fn quantization(self) -> Option<Quantization> {
+        match self {
+            SaveAs::F32 | SaveAs::Bf16 => None,
+            SaveAs::Int8 => Some(Quantization::Int8Channel),
+            SaveAs::Int4 => Some(Quantization::Int4Group),
+        }
+    }
 }
 
 /// Values handed out when they are written.
@@ -42,7 +63,7 @@ pub struct SaveTensor<'a> {
     pub name: String,
     /// Rows first.
     pub shape: Vec<usize>,
-    /// Called once for each piece that is written; twice for 8-bit tensors, whose scales lie apart.
+    /// Called once for each piece that is written: twice for integers, whose scales lie apart.
     pub values: Values<'a>,
 }
 
@@ -57,8 +78,42 @@ impl<'a> SaveTensor<'a> {
 enum Piece<'a, 'b> {
     Floats(&'a SaveTensor<'b>, Dtype),
     Int8(&'a SaveTensor<'b>),
-    Scales(&'a SaveTensor<'b>),
+    /// Of a tensor, for the one that is named.
+    Scales(&'a SaveTensor<'b>, &'a str),
+    Int4(&'a SaveTensor<'b>, Int4),
     Kept(&'a Kept),
+}
+
+/// A part of a 4-bit tensor.
+#[derive(Clone, Copy)]
+enum Int4 {
+    Integers,
+    Scales,
+    Shape,
+}
+
+impl Int4 {
+    const ALL: [Self; 3] = [Int4::Integers, Int4::Scales, Int4::Shape];
+
+    fn info(self, tensor: &SaveTensor<'_>) -> TensorInfo {
+        let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
+        let (part, dtype, shape) = match self {
+            Int4::Integers => ("packed", Dtype::I32, vec![rows, columns / 8]),
+            Int4::Scales => ("scale", Dtype::F16, vec![rows, columns / INT4_GROUP]),
+            Int4::Shape => ("shape", Dtype::I64, vec![2]),
+        };
+        TensorInfo::new(format!("{}_{part}", tensor.name), dtype, shape)
+    }
+
+    fn write(self, tensor: &SaveTensor<'_>, writer: &mut Writer) -> Result<()> {
+        let rounded = || Ok::<_, Error>(int4_of(&values(tensor)?, tensor.shape[1]));
+        let bytes = match self {
+            Int4::Integers => rounded()?.0,
+            Int4::Scales => rounded()?.1,
+            Int4::Shape => tensor.shape.iter().flat_map(|&n| (n as i64).to_le_bytes()).collect(),
+        };
+        Ok(writer.write(&bytes)?)
+    }
 }
 
 impl Piece<'_, '_> {
@@ -66,10 +121,11 @@ impl Piece<'_, '_> {
         match self {
             Piece::Floats(tensor, dtype) => TensorInfo::new(tensor.name.clone(), *dtype, tensor.shape.clone()),
             Piece::Int8(tensor) => TensorInfo::new(tensor.name.clone(), Dtype::I8, tensor.shape.clone()),
-            Piece::Scales(tensor) => {
+            Piece::Scales(tensor, name) => {
                 let rows = tensor.shape.first().copied().unwrap_or(1);
-                TensorInfo::new(format!("{}_scale", tensor.name), Dtype::F16, [rows, 1])
+                TensorInfo::new(format!("{name}_scale"), Dtype::F16, [rows, 1])
             }
+            Piece::Int4(tensor, part) => part.info(tensor),
             Piece::Kept(kept) => kept.info.clone(),
         }
     }
@@ -88,7 +144,8 @@ impl Piece<'_, '_> {
                 Ok(())
             }
             Piece::Int8(tensor) => Ok(writer.write(&int8(tensor)?.0)?),
-            Piece::Scales(tensor) => {
+            Piece::Int4(tensor, part) => part.write(tensor, writer),
+            Piece::Scales(tensor, _) => {
                 let scales = int8(tensor)?.1;
                 let bytes: Vec<u8> =
                     scales.iter().flat_map(|&scale| half::f16::from_f32(scale).to_le_bytes()).collect();
@@ -165,7 +222,7 @@ pub fn save_sharded(
     check(config, tensors)?;
     let mut config = config.clone();
     config.dtype = Some(if save_as == SaveAs::Bf16 { StoredDtype::Bf16 } else { StoredDtype::F32 });
-    config.quantization = (save_as == SaveAs::Int8).then_some(Quantization::Int8Channel);
+    config.quantization = save_as.quantization();
     // Without its tensors there is no multi-token prediction to announce.
     let has_mtp = !kept.is_empty() || tensors.iter().any(|tensor| is_mtp(&tensor.name));
     config.mtp_layers = if has_mtp { config.mtp_layers } else { 0 };
@@ -174,7 +231,21 @@ pub fn save_sharded(
     for tensor in tensors {
         let role = Role::of(&tensor.name);
         match save_as {
-            SaveAs::Int8 if role.is_matrix() => pieces.extend([Piece::Scales(tensor), Piece::Int8(tensor)]),
+            SaveAs::Int4 if role.is_matrix() && !matches!(role, Role::Embedding | Role::Head) => {
+                if !tensor.shape[1].is_multiple_of(INT4_GROUP) {
+                    let problem = format!("rows of {} are no whole groups of {INT4_GROUP}", tensor.shape[1]);
+                    return Err(Error::not_built(format!("4 bits for `{}`: {problem}", tensor.name)));
+                }
+                pieces.extend(Int4::ALL.map(|part| Piece::Int4(tensor, part)));
+            }
+            SaveAs::Int8 | SaveAs::Int4 if role.is_matrix() => {
+                pieces.extend([Piece::Scales(tensor, &tensor.name), Piece::Int8(tensor)]);
+                // Who ties the head to the embedding after reading, as `transformers` does, looks for its scales all the same. Beside short rows they would
+                // be felt in the size.
+                if role == Role::Embedding && config.tie_word_embeddings && tensor.shape[1] >= LONG_ROW {
+                    pieces.push(Piece::Scales(tensor, HEAD));
+                }
+            }
             SaveAs::Bf16 if !matches!(role, Role::Router | Role::CorrectionBias) => {
                 pieces.push(Piece::Floats(tensor, Dtype::Bf16));
             }

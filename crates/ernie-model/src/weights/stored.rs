@@ -23,6 +23,8 @@ pub struct Stored {
 pub(super) enum Values {
     /// In a read-only map, with a factor a row for 8-bit rows.
     Mapped { kind: Kind, bytes: Bytes, scales: Option<Vec<f32>> },
+    /// Blocks that were put together from a checkpoint's 4-bit integers, scales and zeros.
+    Blocks { format: Format, bytes: Vec<u8> },
     /// Brought into order already.
     Floats(Vec<f32>),
     /// Drawn when they are read.
@@ -68,8 +70,9 @@ impl Stored {
         let at_once = (CHUNK / columns).clamp(1, rows);
         match &self.values {
             Values::Floats(values) => sink(values),
-            Values::Mapped { kind, bytes, scales } => {
-                let reader = Reader { kind: *kind, bytes, scales: scales.as_deref(), columns };
+            Values::Mapped { .. } | Values::Blocks { .. } => {
+                let Some((kind, bytes, scales)) = self.bytes() else { return Ok(()) };
+                let reader = Reader { kind, bytes, scales, columns };
                 let mut chunk = vec![0.0; at_once * columns];
                 for first in (0..rows).step_by(at_once) {
                     let chunk = &mut chunk[..at_once.min(rows - first) * columns];
@@ -96,15 +99,24 @@ impl Stored {
         }
     }
 
+    /// What is stored, where it lies as such.
+    fn bytes(&self) -> Option<(Kind, &[u8], Option<&[f32]>)> {
+        match &self.values {
+            Values::Mapped { kind, bytes, scales } => Some((*kind, bytes, scales.as_deref())),
+            Values::Blocks { format, bytes } => Some((Kind::Format(*format), bytes, None)),
+            Values::Floats(_) | Values::Random { .. } => None,
+        }
+    }
+
     /// The matrix in its final form.
     ///
     /// # Errors
     /// [`crate::Error::Nn`] for a shape that cannot be packed.
     pub fn pack(self) -> Result<Packed> {
         let mut packer = Packer::new(self.form, self.shape)?;
-        match &self.values {
-            Values::Mapped { kind: Kind::Format(format), bytes, scales } if Form::of(*format) == self.form => {
-                packer.push_stored(*format, bytes, scales.as_deref())?;
+        match self.bytes() {
+            Some((Kind::Format(format), bytes, scales)) if Form::of(format) == self.form => {
+                packer.push_stored(format, bytes, scales)?;
             }
             _ => self.each_chunk(|rows| Ok(packer.push(rows)?))?,
         }
@@ -114,9 +126,9 @@ impl Stored {
     /// Bytes of the numbers in the form asked for, scales included and padding not.
     pub fn memory_bytes(&self) -> u64 {
         let [rows, columns] = self.shape.map(|n| n as u64);
-        match (&self.values, self.form) {
-            (Values::Mapped { kind: Kind::Format(format), bytes, scales }, form) if Form::of(*format) == form => {
-                bytes.len() as u64 + scales.as_ref().map_or(0, |scales| 4 * scales.len() as u64)
+        match (self.bytes(), self.form) {
+            (Some((Kind::Format(format), bytes, scales)), form) if Form::of(format) == form => {
+                bytes.len() as u64 + scales.map_or(0, |scales| 4 * scales.len() as u64)
             }
             (_, form) if form == Form::F32 => 4 * rows * columns,
             (_, form) if form == Form::INT8 => rows * (columns + 4),

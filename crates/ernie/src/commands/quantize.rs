@@ -4,20 +4,19 @@ use super::checkpoint::{beside, new_folder, weight_files};
 use crate::{
     cli::options::Json,
     exit::Exit,
-    failure::{Failure, Result},
+    failure::Result,
     model::Model,
     printer::{self, Printer},
     progress::{Progress, Unit},
 };
-use ernie_model::weights::quantize_into;
+use ernie_model::weights::{SaveAs, quantize_into};
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Write a model with 8-bit weights
+/// Write a model with 8-bit or 4-bit weights
 ///
-/// Round to nearest, symmetric, one scale a row, embedding and head included; norms, routers and biases stay f32. DIR is
-/// a checkpoint in the published layout with the tokenizer beside it, and appears whole or not at all. One tensor at a
-/// time is in memory.
+/// Round to nearest. int8: symmetric, one scale a row, embedding and head included. int4: symmetric, a scale every 32 weights, embedding and head in 8 bits. Norms, routers and biases stay f32. DIR is a checkpoint in the published layout with the tokenizer beside it, and appears whole or not at all; its
+/// `quantization_config` is spelled as compressed-tensors does. One tensor at a time is in memory.
 #[derive(Debug, clap::Args)]
 #[command(before_help = "Example:\n  ernie quantize runs/quickstart --to int8 --out runs/quickstart-int8")]
 pub(crate) struct Args {
@@ -40,22 +39,35 @@ pub(crate) struct Args {
 enum Form {
     /// 8 bits, a scale a row
     Int8,
-    /// Not built yet
-    #[value(hide = true)]
+    /// 4 bits, a scale every 32 weights
     Int4,
+}
+
+impl Form {
+    fn name(self) -> &'static str {
+        match self {
+            Form::Int8 => "int8",
+            Form::Int4 => "int4",
+        }
+    }
+
+    fn save_as(self) -> SaveAs {
+        match self {
+            Form::Int8 => SaveAs::Int8,
+            Form::Int4 => SaveAs::Int4,
+        }
+    }
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
-    if let Form::Int4 = args.to {
-        return Err(Failure::not_built("`--to int4` (a checkpoint with 4-bit weights)").hint("int8 is built"));
-    }
     let model = Model::find(&args.model)?;
     let folder = new_folder(&args.out)?;
     let mut progress = Progress::new(*printer, "quantising", None, Unit::Items);
-    let (config, report) = quantize_into(&model.source(args.seed), folder.path(), &mut |done, of| {
-        progress.at_of(done, of);
-    })?;
+    let (config, report) =
+        quantize_into(&model.source(args.seed), args.to.save_as(), folder.path(), &mut |done, of| {
+            progress.at_of(done, of);
+        })?;
     progress.finish("");
     for note in &report.notes {
         printer.say(format!("note: {note}"));
@@ -69,7 +81,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     if args.json.json {
         printer.json(&json!({
             "out": args.out.display().to_string(),
-            "to": "int8",
+            "to": args.to.name(),
             "params_total": params,
             "bytes": bytes,
             "share_of_f32": (share * 1e5).round() / 1e5,

@@ -1,5 +1,7 @@
 //! [`Weights`]: opening a model, taking its tensors, and accounting for every one of them.
 
+mod integers;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -12,7 +14,7 @@ use super::bend::{self, Dialect, Part, Place, Skip};
 use super::convert::{self, Kind};
 use super::stored::Values;
 use super::{Format, Kept, LoadReport, ModelSource, Stored, WeightsAs, random};
-use crate::config::{MAX_CONFIG_BYTES, Quantization, Role, StoredDtype};
+use crate::config::{MAX_CONFIG_BYTES, Role, StoredDtype};
 use crate::error::one_line;
 use crate::{Error, ModelConfig, Result};
 
@@ -49,6 +51,8 @@ struct Seen {
     shape: Vec<usize>,
     /// Whether it is an 8-bit tensor whose scales stand beside it.
     scaled: bool,
+    /// Whether it is a 4-bit tensor in pieces: integers, scales, zeros and shape.
+    packed: bool,
 }
 
 /// A tensor found: its place and what is there.
@@ -195,11 +199,16 @@ impl Weights {
             (Values::Random { seed, name: name.to_owned(), std: self.config.initializer_range }, Kind::F32)
         } else {
             let Some(found) = self.find(name, shape)? else { return Ok(None) };
-            let (bytes, scales) = self.read(&found)?;
-            if found.place.part == Part::Transposed {
-                (Values::Floats(transpose(&found.seen, &bytes, shape)), Kind::F32)
+            if found.seen.packed {
+                let (format, bytes) = self.blocks(&found)?;
+                (Values::Blocks { format, bytes }, Kind::Format(format))
             } else {
-                (Values::Mapped { kind: found.seen.kind, bytes, scales }, found.seen.kind)
+                let (bytes, scales) = self.read(&found)?;
+                if found.place.part == Part::Transposed {
+                    (Values::Floats(transpose(&found.seen, &bytes, shape)), Kind::F32)
+                } else {
+                    (Values::Mapped { kind: found.seen.kind, bytes, scales }, found.seen.kind)
+                }
             }
         };
         let form = match self.to {
@@ -244,6 +253,12 @@ impl Weights {
             random::values(seed, name, elements, self.config.initializer_range)
         } else {
             let Some(found) = self.find(name, shape)? else { return Ok(None) };
+            if found.seen.packed {
+                let (format, bytes) = self.blocks(&found)?;
+                let values = convert::widen(Kind::Format(format), &bytes, None, [shape[0], shape[1]]);
+                self.weight_bytes += 4 * values.len() as u64;
+                return Ok(Some(values));
+            }
             let (bytes, scales) = self.read(&found)?;
             if found.place.part == Part::Transposed {
                 transpose(&found.seen, &bytes, shape)
@@ -341,24 +356,19 @@ impl Weights {
             return Ok(());
         }
         let Source::Checkpoint(checkpoint) = &self.source else { return Ok(()) };
-        let (head, embedding) = ("lm_head.weight", "model.embed_tokens.weight");
-        let (Some(one), Some(other)) = (checkpoint.info(head), checkpoint.info(embedding)) else { return Ok(()) };
-        let mut same = one.dtype == other.dtype
-            && one.shape == other.shape
-            && checkpoint.bytes(head)?[..] == checkpoint.bytes(embedding)?[..];
-        let scales = ("lm_head.weight_scale", "model.embed_tokens.weight_scale");
-        if same && checkpoint.info(scales.0).is_some() && checkpoint.info(scales.1).is_some() {
-            same = checkpoint.bytes(scales.0)?[..] == checkpoint.bytes(scales.1)?[..];
-        }
-        if !same {
-            let problem = "the config says `tie_word_embeddings`, but this differs from the embedding";
-            return Err(Error::tensor(&self.place, head, problem));
-        }
-        let reason = "equal to the embedding it is tied to".to_owned();
-        for name in [head, "lm_head.weight_scale"] {
-            if checkpoint.info(name).is_some() {
-                self.set_aside.insert(name.to_owned(), reason.clone());
+        for part in ["", "_scale"] {
+            let [head, embedding] = ["lm_head.weight", "model.embed_tokens.weight"].map(|name| format!("{name}{part}"));
+            // Its scales may come without it, for programs that look for them before they tie.
+            let Some(one) = checkpoint.info(&head) else { continue };
+            let Some(other) = checkpoint.info(&embedding) else { continue };
+            let same = one.dtype == other.dtype
+                && one.shape == other.shape
+                && checkpoint.bytes(&head)?[..] == checkpoint.bytes(&embedding)?[..];
+            if !same {
+                let problem = "the config says `tie_word_embeddings`, but this differs from the embedding's";
+                return Err(Error::tensor(&self.place, &head, problem));
             }
+            self.set_aside.insert(head, "equal to the embedding it is tied to".to_owned());
         }
         Ok(())
     }
@@ -403,19 +413,17 @@ impl Weights {
         match &self.source {
             Source::Random(_) => Ok(None),
             Source::Checkpoint(checkpoint) => {
-                let Some(info) = checkpoint.info(stored) else { return Ok(None) };
+                let Some(info) = checkpoint.info(stored) else { return self.see_packed(checkpoint, stored) };
                 let (kind, scaled) = match info.dtype {
                     Dtype::F32 => (Kind::Format(Format::F32), false),
                     Dtype::F16 => (Kind::Format(Format::F16), false),
                     Dtype::Bf16 => (Kind::Format(Format::Bf16), false),
                     Dtype::F64 => (Kind::F64, false),
-                    Dtype::I8 if self.config.quantization == Some(Quantization::Int8Channel) => {
-                        (Kind::Format(Format::Int8), true)
-                    }
+                    Dtype::I8 if self.config.quantization.is_some() => (Kind::Format(Format::Int8), true),
                     Dtype::I8 => return refuse("I8 without a `quantization_config` in config.json"),
                     other => return refuse(&other.to_string()),
                 };
-                Ok(Some(Seen { kind, shape: info.shape.clone(), scaled }))
+                Ok(Some(Seen { kind, shape: info.shape.clone(), scaled, packed: false }))
             }
             Source::Gguf(file) => {
                 let Some(info) = file.info(stored) else { return Ok(None) };
@@ -433,7 +441,7 @@ impl Weights {
                     GgmlType::Q6K => Format::Q6K,
                     other => return Err(Error::not_built(format!("tensor `{stored}` of type {}", other.as_str()))),
                 };
-                Ok(Some(Seen { kind: Kind::Format(format), shape: info.shape.clone(), scaled: false }))
+                Ok(Some(Seen { kind: Kind::Format(format), shape: info.shape.clone(), scaled: false, packed: false }))
             }
         }
     }
@@ -464,35 +472,6 @@ impl Weights {
         }
         let scales = if found.seen.scaled { Some(self.scales(found)?) } else { None };
         Ok((bytes, scales))
-    }
-
-    /// The scales `NAME_scale` of an 8-bit tensor, one a row.
-    fn scales(&mut self, found: &Found) -> Result<Vec<f32>> {
-        let (stored, shape) = (&found.place.stored, &found.seen.shape);
-        let name = format!("{stored}_scale");
-        let &[rows, _] = shape.as_slice() else {
-            return Err(Error::tensor(&self.place, stored, "8-bit, but no matrix"));
-        };
-        if found.place.part != Part::Whole {
-            return Err(Error::tensor(
-                &self.place,
-                stored,
-                "8-bit in a fused or transposed layout, which is not built",
-            ));
-        }
-        let Some(seen) = self.see(&name)? else { return Err(self.missing(&name)) };
-        if seen.scaled || (seen.shape != [rows, 1] && seen.shape != [rows]) {
-            let problem = format!("expected {rows} float scales, found shape {:?}", seen.shape);
-            return Err(Error::tensor(&self.place, &name, problem));
-        }
-        let Source::Checkpoint(checkpoint) = &self.source else { return Err(self.missing(&name)) };
-        let bytes = checkpoint.bytes(&name)?;
-        if !convert::all_finite(seen.kind, &bytes) {
-            return Err(Error::tensor(&self.place, &name, "holds values that are not finite (NaN or infinity)"));
-        }
-        let scales = convert::widen(seen.kind, &bytes, None, [rows, 1]);
-        self.taken.insert(name, rows);
-        Ok(scales)
     }
 }
 
