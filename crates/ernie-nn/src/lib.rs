@@ -29,6 +29,7 @@ pub mod ops;
 mod packed;
 mod parameter;
 mod slice;
+mod through;
 mod value;
 mod weight;
 
@@ -45,5 +46,6 @@ pub use linear::{Adapter, Linear};
 pub use ops::attention::{CacheFormat, Heads, PAGE, Span};
 pub use packed::{Blocks, Float, Form, Kind, Packed, Packer, Scales};
 pub use parameter::Parameter;
+pub use through::{Each, Through};
 pub use value::{Recording, Value, no_grad};
 pub use weight::Weight;

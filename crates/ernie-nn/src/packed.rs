@@ -7,7 +7,7 @@ pub use ernie_kernels::packed::{Blocks, Float, Kind, Scales};
 use ernie_kernels::{Format, Rows, fresh, gemm};
 
 use crate::error::ensure;
-use crate::{Error, Result};
+use crate::{Error, Parameter, Result};
 
 /// Numbers that are widened at a time for a gradient on its way through: 4 MiB.
 const WIDENED: usize = 1 << 20;
@@ -59,6 +59,16 @@ pub struct Packed {
 }
 
 impl Packed {
+    /// The numbers of a parameter `[out, in]`, in 32 bits.
+    pub(crate) fn of(parameter: &Parameter) -> Result<Self> {
+        let &[outs, ins] = parameter.shape() else {
+            return Err(Error::shape("packed", format!("{parameter:?}")));
+        };
+        let mut packing = Packer::new(Form::F32, [outs, ins])?;
+        parameter.read(|numbers| packing.push(numbers))??;
+        packing.finish()
+    }
+
     /// How its numbers are held.
     pub fn form(&self) -> Form {
         self.form

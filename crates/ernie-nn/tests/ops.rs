@@ -5,7 +5,7 @@ mod common;
 use candle_core::{Device, Tensor, Var};
 use common::numbers;
 use ernie_nn::ops::{self, Angles, Expert, plain};
-use ernie_nn::{Form, Heads, Linear, Packer, Parameter, Span, Value, Weight, no_grad};
+use ernie_nn::{Form, Heads, Linear, Packer, Parameter, Span, Through, Value, Weight, no_grad};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -192,7 +192,7 @@ fn experts_match_their_twin() -> Outcome {
         "dispatch",
         &inputs,
         |v, p| {
-            ops::dispatch(&v[0], &ops::route(&v[1], &bias, k, 1e-12)?, count, |e, x| -> ernie_nn::Result<Value> {
+            ops::dispatch(&v[0], &ops::route(&v[1], &bias, k, 1e-12)?, count, |e, _, x| -> ernie_nn::Result<Value> {
                 let inner = ops::swiglu(&ops::linear(x, &p[2 + 3 * e])?, &ops::linear(x, &p[3 + 3 * e])?)?;
                 ops::linear(&inner, &p[4 + 3 * e])
             })
@@ -220,7 +220,7 @@ fn gradients_pass_packed_weights() -> Outcome {
             let x = [0, 1, 2].map(|_| Parameter::new("x", tensor(&[rows, ins], 53)));
             ops::weighted_sum(&ops::multiply(&x[0].value(), weight)?, &seed)?.backward()?;
             let linears = [weight, weight].map(|weight| Linear::new(weight.clone(), None));
-            let [a, b] = Linear::forward_all([&linears[0], &linears[1]], &x[1].value())?;
+            let [a, b] = Linear::forward_all([&linears[0], &linears[1]], &x[1].value(), &Through::Weights)?;
             ops::weighted_sum(&ops::add(&a, &b)?, &seed)?.backward()?;
             ops::head_cross_entropy(&x[2].value(), weight, &targets, 0.5)?.loss.backward()?;
             Ok([x[0].grad_vec()?, x[1].grad_vec()?, x[2].grad_vec()?])

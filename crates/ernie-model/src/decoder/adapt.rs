@@ -42,6 +42,8 @@ impl Decoder {
     /// Freezes the model and puts an adapter beside every linear that `adaptation` names: `A` uniform within `1 / sqrt(in)` and drawn by its name from
     /// `seed`, `B` zero, so that nothing changes yet. The weights may be packed, in 32 bits or as integers. Gives how many there are.
     ///
+    /// From now on all rows go through it, and earlier ones are there for rows that name them ([`Self::offer_adapters`]).
+    ///
     /// # Errors
     /// [`Error::Request`] for a rank of 0 or beyond a weight's, an unknown target, or a model without any of them.
     pub fn adapt(&mut self, adaptation: &Adaptation, seed: u64) -> Result<usize> {
@@ -58,7 +60,7 @@ impl Decoder {
                 moe.open_experts();
             }
         }
-        let mut count = 0;
+        let (mut count, number) = (0, self.adapters);
         for (name, linear) in self.linears_mut() {
             let wanted = adaptation.targets.iter().any(|target| name.rsplit('.').next() == Some(target));
             if !wanted || (name.contains(".mlp.experts.") && !adaptation.experts) {
@@ -76,28 +78,48 @@ impl Decoder {
             let a = uniform(seed, &name_of("A"), rank * ins, 1.0 / (ins as f64).sqrt());
             let a = Parameter::multiplied_in(width, name_of("A"), a, &[rank, ins])?;
             let b = Parameter::multiplied_in(width, name_of("B"), vec![0.0; outs * rank], &[outs, rank])?;
-            linear.adapt(Adapter { a, b, scale: adaptation.scale() })?;
+            linear.adapt(number, Adapter::new(a, b, adaptation.scale()))?;
             count += 1;
         }
         if count == 0 {
             return wrong(format!("the model has no linear called {}", adaptation.targets.join(", ")));
         }
         parameters.iter().for_each(|parameter| parameter.set_trainable(false));
+        (self.adapters, self.usual) = (number + 1, Some(number));
         Ok(count)
     }
 
-    /// Each adapted weight's published name with its adapter, in a fixed order.
+    /// Lets rows choose: those that name an adapter ([`crate::Tokens::adapters`]) go through it, all others through the model itself.
+    pub fn offer_adapters(&mut self) {
+        self.usual = None;
+    }
+
+    /// Packs all adapters for the kernels, as the weights of a model to run are: the same bits in less time. They are not trained or written any more.
+    ///
+    /// # Errors
+    /// [`Error::Nn`] for an adapter without elements, which [`Self::adapt`] excludes.
+    pub fn pack_adapters(&mut self) -> Result<()> {
+        Ok(self.linears_mut().into_iter().try_for_each(|(_, linear)| linear.pack_adapters())?)
+    }
+
+    /// How many adapters there are for rows to name: the numbers below it.
+    pub fn num_adapters(&self) -> usize {
+        self.adapters
+    }
+
+    /// Of the adapter that rows go through which name none, each adapted weight's published name and its part, in a fixed order.
     pub fn adapters(&self) -> Vec<(String, &Adapter)> {
+        let Some(number) = self.usual else { return Vec::new() };
         let mut all = Vec::new();
         for (name, linear) in self.linears() {
-            all.extend(linear.adapter().map(|adapter| (format!("{name}.weight"), adapter)));
+            all.extend(linear.adapter(number).map(|adapter| (format!("{name}.weight"), adapter)));
         }
         all
     }
 
     /// Everything that is trained: the parameters, or the adapters of a model that has some.
     pub fn trained(&self) -> Vec<Arc<Parameter>> {
-        let adapters = self.adapters().into_iter().flat_map(|(_, adapter)| [adapter.a.clone(), adapter.b.clone()]);
+        let adapters = self.adapters().into_iter().filter_map(|(_, adapter)| adapter.parameters()).flatten().cloned();
         self.parameters().into_iter().filter(|parameter| parameter.is_trainable()).chain(adapters).collect()
     }
 

@@ -18,7 +18,7 @@ pub(crate) struct Attention {
 impl Attention {
     /// `x: [T, h] → [T, h]`.
     pub(crate) fn forward(&self, x: &Value, pass: &mut Pass<'_>) -> Result<Value> {
-        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x)?;
+        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, &pass.through)?;
         let q = pass.keep(ops::rope(&pass.keep(q)?, &pass.angles)?)?;
         let k = pass.keep(ops::rope(&pass.keep(k)?, &pass.angles)?)?;
         let v = pass.keep(v)?;
@@ -27,7 +27,7 @@ impl Attention {
             Some(cache) => cache.attend(pass.layer, &q, &k, &v, spans, self.heads)?,
             None => ops::attention(&q, &k, &v, spans, self.heads)?,
         };
-        pass.keep(self.o_proj.forward(&pass.keep(out)?)?)
+        pass.keep(self.o_proj.forward(&pass.keep(out)?, &pass.through)?)
     }
 
     pub(crate) fn linears(&self) -> [&Linear; 4] {

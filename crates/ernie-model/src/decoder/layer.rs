@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ernie_nn::ops::{self, Angles};
-use ernie_nn::{Parameter, Value};
+use ernie_nn::{Parameter, Through, Value};
 
 use super::attention::Attention;
 use super::mlp::Mlp;
@@ -16,6 +16,7 @@ pub(crate) struct Pass<'a> {
     /// The layer that runs now.
     pub(crate) layer: usize,
     pub(crate) tokens: &'a Tokens,
+    pub(crate) through: Through,
     pub(crate) angles: Angles,
     pub(crate) cache: Option<&'a mut dyn KvCache>,
     pub(crate) probe: &'a mut dyn Probe,
@@ -86,7 +87,7 @@ impl DecoderLayer {
 impl FeedForward {
     fn forward(&self, x: &Value, pass: &mut Pass<'_>) -> Result<Value> {
         match self {
-            Self::Dense(mlp) => mlp.forward(x, pass.activations),
+            Self::Dense(mlp) => mlp.forward(x, &pass.through, pass.activations),
             Self::Moe(moe) => moe.forward(x, pass),
         }
     }

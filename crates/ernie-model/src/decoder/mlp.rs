@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ernie_nn::{Linear, Parameter, Value, ops};
+use ernie_nn::{Linear, Parameter, Through, Value, ops};
 
 use super::{Activations, layer};
 use crate::Result;
@@ -14,10 +14,11 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
-    pub(crate) fn forward(&self, x: &Value, activations: Activations) -> Result<Value> {
-        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x)?;
+    pub(crate) fn forward(&self, x: &Value, through: &Through, activations: Activations) -> Result<Value> {
+        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x, through)?;
         let (gate, up) = (activations.keep(gate)?, activations.keep(up)?);
-        activations.keep(self.down_proj.forward(&activations.keep(ops::swiglu(&gate, &up)?)?)?)
+        let inner = activations.keep(ops::swiglu(&gate, &up)?)?;
+        activations.keep(self.down_proj.forward(&inner, through)?)
     }
 
     pub(crate) fn linears(&self) -> [&Linear; 3] {

@@ -31,7 +31,7 @@ pub use tokens::{Span, Tokens};
 use std::sync::Arc;
 
 use ernie_nn::ops::{self, Angles};
-use ernie_nn::{Form, Linear, Parameter, Value, Weight, no_grad};
+use ernie_nn::{Form, Linear, Parameter, Through, Value, Weight, no_grad};
 
 use crate::{Error, ModelConfig, Result};
 use layer::{DecoderLayer, FeedForward, Pass};
@@ -67,6 +67,10 @@ pub struct Decoder {
     /// Only where they are trained.
     mtp: Vec<MtpModule>,
     activations: Activations,
+    /// How many adapters there are.
+    adapters: usize,
+    /// The adapter of rows that name none.
+    usual: Option<usize>,
 }
 
 impl Decoder {
@@ -81,7 +85,7 @@ impl Decoder {
     /// `T` tokens → `[T, h]`, after the final norm.
     ///
     /// # Errors
-    /// [`Error::Request`] if an id is not below `V`, or the spans do not cover the rows.
+    /// [`Error::Request`] if an id is not below `V`, the spans do not cover the rows, or there is no adapter that rows name.
     pub fn hidden(&self, tokens: &Tokens, cache: Option<&mut dyn KvCache>, probe: &mut dyn Probe) -> Result<Value> {
         self.normed(&self.residual(tokens, cache, probe)?)
     }
@@ -95,10 +99,11 @@ impl Decoder {
     /// As [`Self::hidden`].
     pub fn residual(&self, tokens: &Tokens, cache: Option<&mut dyn KvCache>, probe: &mut dyn Probe) -> Result<Value> {
         tokens.check(self.config.vocab_size)?;
-        let config = &self.config;
+        let (through, config) = (tokens.through(self.adapters, self.usual)?, &self.config);
         let mut pass = Pass {
             layer: 0,
             tokens,
+            through,
             angles: Angles::new(&tokens.positions, config.head_dim, config.rope_theta),
             // The casts shorten the borrow of what is behind the reference, which an `Option` alone does not.
             cache: cache.map(|cache| cache as &mut dyn KvCache),
@@ -121,7 +126,7 @@ impl Decoder {
 
     /// Logits of hidden states: `[R, h] → [R, V]`, f32.
     pub fn logits(&self, hidden: &Value) -> Result<Value> {
-        self.activations.keep(self.lm_head.forward(hidden)?)
+        self.activations.keep(self.lm_head.forward(hidden, &Through::Weights)?)
     }
 
     /// As [`Self::logits`], as plain numbers and without recording: `[T, V]`, row-major.

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use ernie_nn::ops::{self, Expert};
-use ernie_nn::{Linear, Parameter, Value, Weight};
+use ernie_nn::ops::{self, Expert, Routing};
+use ernie_nn::{Linear, Parameter, Through, Value, Weight};
 
 use super::layer::{self, Pass};
 use super::mlp::Mlp;
@@ -43,21 +43,36 @@ impl MoeLayer {
     }
 
     pub(crate) fn forward(&self, x: &Value, pass: &mut Pass<'_>) -> Result<Value> {
-        let logits = self.gate.forward(x)?;
+        let logits = self.gate.forward(x, &Through::Weights)?;
         let bias = self.correction_bias.read().unwrap_or_else(PoisonError::into_inner);
         let routing = ops::route(&logits, &bias, self.k, self.norm_min)?;
         drop(bias);
         pass.probe.routing(pass.layer, &routing);
-        let routed = if self.runs_opened(x) {
-            let expert = |index: usize, rows: &Value| self.opened[index].forward(rows, pass.activations);
-            ops::dispatch(x, &routing, self.opened.len(), expert)?
-        } else {
-            ops::experts(x, &routing, &self.experts)?
-        };
-        let routed = pass.keep(routed)?;
+        let routed = pass.keep(self.routed(x, &routing, pass)?)?;
         match &self.shared_experts {
-            Some(shared) => pass.keep(ops::add(&routed, &shared.forward(x, pass.activations)?)?),
+            Some(shared) => pass.keep(ops::add(&routed, &shared.forward(x, &pass.through, pass.activations)?)?),
             None => Ok(routed),
+        }
+    }
+
+    /// The routed experts: one by one for the rows that need it, for all others in the fused op, whose bits these keep in any company.
+    fn routed(&self, x: &Value, routing: &Routing, pass: &Pass<'_>) -> Result<Value> {
+        let one_by_one = |x: &Value, routing: &Routing, through: &Through| {
+            ops::dispatch(x, routing, self.opened.len(), |index, tokens, rows| {
+                self.opened[index].forward(rows, &through.rows(tokens), pass.activations)
+            })
+        };
+        let opened = self.runs_opened(x, &pass.through);
+        match (opened.contains(&true), opened.contains(&false)) {
+            (false, _) => Ok(ops::experts(x, routing, &self.experts)?),
+            (true, false) => one_by_one(x, routing, &pass.through),
+            (true, true) => {
+                let (apart, fused): (Vec<usize>, Vec<usize>) = (0..opened.len()).partition(|&row| opened[row]);
+                let through = pass.through.rows(&apart);
+                let changed = one_by_one(&x.rows(&apart)?, &routing.rows(&apart)?, &through)?;
+                let plain = ops::experts(&x.rows(&fused)?, &routing.rows(&fused)?, &self.experts)?;
+                Ok(ops::place(&[(&apart[..], changed), (&fused[..], plain)])?)
+            }
         }
     }
 
@@ -66,14 +81,20 @@ impl MoeLayer {
         self.gate.weight().parameter()
     }
 
-    /// Whether the experts are run one by one: for their adapters, or for a gradient that the fused op does not pass.
-    fn runs_opened(&self, x: &Value) -> bool {
-        let adapted = |mlp: &Mlp| mlp.linears().iter().any(|linear| linear.adapter().is_some());
-        self.opened.first().is_some_and(|first| adapted(first) || x.is_recorded())
+    /// Of each row, whether its experts are run one by one: for their adapters, or for a gradient that the fused op does not pass.
+    fn runs_opened(&self, x: &Value, through: &Through) -> Vec<bool> {
+        let Some(first) = self.opened.first() else { return vec![false; x.dim(0)] };
+        if x.is_recorded() {
+            return vec![true; x.dim(0)];
+        }
+        through.each_is(x.dim(0), |adapter| first.linears().iter().any(|linear| linear.adapter(adapter).is_some()))
     }
 
     /// Makes ready to run each expert by itself, so that its linears can be adapted.
     pub(crate) fn open_experts(&mut self) {
+        if !self.opened.is_empty() {
+            return;
+        }
         let linear = |weight: &Weight| Linear::new(weight.clone(), None);
         let open = |expert: &Expert| Mlp {
             gate_proj: linear(&expert.gate_proj),

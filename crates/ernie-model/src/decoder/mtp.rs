@@ -14,7 +14,7 @@
 use std::sync::Arc;
 
 use ernie_nn::ops::{self, Angles};
-use ernie_nn::{Linear, Parameter, Value};
+use ernie_nn::{Linear, Parameter, Through, Value};
 
 use super::layer::{DecoderLayer, Pass};
 use super::norm::RmsNorm;
@@ -61,10 +61,11 @@ impl Decoder {
         let coming = ops::embedding(&shifted(tokens, module + 1), &self.embed_tokens)?;
         let both = ops::concat(&here.emb_norm.forward(&coming)?, &here.hidden_norm.forward(residual)?)?;
         // The residual stream is f32 in every mode.
-        let u = ops::widen(&here.linear_proj.forward(&both)?)?;
+        let u = ops::widen(&here.linear_proj.forward(&both, &Through::Weights)?)?;
         let mut pass = Pass {
             layer: self.layers.len() + module,
             tokens,
+            through: Through::Weights,
             angles: Angles::new(&tokens.positions, self.config.head_dim, self.config.rope_theta),
             cache: None,
             probe: &mut (),

@@ -1,6 +1,9 @@
 //! A batch: flat rows of tokens, and which run of rows belongs to which sequence.
 
+use std::ops::Range;
+
 pub use ernie_nn::Span;
+use ernie_nn::Through;
 
 use crate::{Error, Result};
 
@@ -13,6 +16,9 @@ pub struct Tokens {
     pub positions: Vec<u32>,
     /// The sequences, in row order, covering every row.
     pub spans: Vec<Span>,
+    /// Rows that go through an adapter, by its number in the order in which the decoder was given them; all others go as it says
+    /// ([`crate::Decoder::offer_adapters`]).
+    pub adapters: Vec<(Range<usize>, usize)>,
 }
 
 impl Tokens {
@@ -54,6 +60,20 @@ impl Tokens {
         self.ids.is_empty()
     }
 
+    /// What each row goes through, where there are `count` adapters and rows that name none go through `usual`.
+    pub(crate) fn through(&self, count: usize, usual: Option<usize>) -> Result<Through> {
+        if self.adapters.is_empty() {
+            return Ok(usual.map_or(Through::Weights, Through::One));
+        }
+        let mut by_row = vec![usual; self.len()];
+        for (rows, adapter) in &self.adapters {
+            let named = by_row.get_mut(rows.clone()).filter(|_| *adapter < count);
+            let wrong = || Error::Request(format!("rows {rows:?} of {} name adapter {adapter} of {count}", self.len()));
+            named.ok_or_else(wrong)?.fill(Some(*adapter));
+        }
+        Ok(Through::each(by_row))
+    }
+
     pub(crate) fn check(&self, vocab_size: usize) -> Result<()> {
         if let Some(id) = self.ids.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(Error::Request(format!("token id {id} is not below the vocabulary size {vocab_size}")));
@@ -69,5 +89,25 @@ impl Tokens {
             return Err(Error::Request(format!("spans end at row {next} of {}", self.ids.len())));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_go_through_the_adapter_that_they_name() {
+        let mut tokens = Tokens::packed(vec![1, 2, 3, 4], &[1, 2, 1]);
+        assert!(matches!(tokens.through(0, None), Ok(Through::Weights)));
+        assert!(matches!(tokens.through(2, Some(1)), Ok(Through::One(1))));
+        tokens.adapters.push((1..3, 0));
+        let through = tokens.through(2, None).unwrap();
+        assert_eq!(through.each_is(4, |which| which == 0), [false, true, true, false]);
+        let through = tokens.through(2, Some(1)).unwrap();
+        assert_eq!(through.each_is(4, |which| which == 1), [true, false, false, true]);
+        assert!(tokens.through(0, None).unwrap_err().is_input(), "there is none");
+        tokens.adapters.push((3..5, 0));
+        assert!(tokens.through(2, None).unwrap_err().is_input(), "there is no such row");
     }
 }

@@ -54,7 +54,7 @@ enum Targets {
 /// Writes the adapters of a model into `folder`, which exists.
 ///
 /// # Errors
-/// From the disk.
+/// From the disk; [`Error::Request`] where they are packed.
 pub fn write_adapter(folder: &Path, decoder: &Decoder, adaptation: &Adaptation, base: Option<&str>) -> Result<()> {
     let config = Config {
         peft_type: "LORA".into(),
@@ -73,18 +73,19 @@ pub fn write_adapter(folder: &Path, decoder: &Decoder, adaptation: &Adaptation, 
     let text = serde_json::to_vec_pretty(&config).map_err(|error| Error::Internal(error.to_string()))?;
     ernie_files::atomic::write(&folder.join(CONFIG), &text)?;
     let adapters = decoder.adapters();
-    let both = || adapters.iter().flat_map(|(_, adapter)| [&adapter.a, &adapter.b]);
+    let both: Option<Vec<_>> = adapters.iter().map(|(_, adapter)| adapter.parameters()).collect();
+    let both = both.ok_or_else(|| Error::Request("an adapter that is packed cannot be written".into()))?.concat();
     let infos: Vec<TensorInfo> =
-        both().map(|p| TensorInfo::new(format!("{PREFIX}{}", p.name()), Dtype::F32, p.shape().to_vec())).collect();
+        both.iter().map(|p| TensorInfo::new(format!("{PREFIX}{}", p.name()), Dtype::F32, p.shape().to_vec())).collect();
     let mut writer = Writer::create(&folder.join(TENSORS), &infos, &BTreeMap::new())?;
-    for parameter in both() {
+    for parameter in both {
         let bytes: Vec<u8> = parameter.to_vec()?.iter().flat_map(|value| value.to_le_bytes()).collect();
         writer.write(&bytes)?;
     }
     Ok(writer.finish()?)
 }
 
-/// Adapts a model by what `folder` holds.
+/// Adapts a model by what `folder` holds, as [`Decoder::adapt`] does; a model may be given several, one after the other.
 ///
 /// # Errors
 /// [`Error::Malformed`] names what in the config is not known here, or a tensor that is missing, left over or of
@@ -134,7 +135,7 @@ pub fn read_adapter(folder: &Path, decoder: &mut Decoder) -> Result<Adaptation> 
     let wrong = |message: String| Err(Error::Malformed { place: at.clone(), problem: message });
     let mut unused: BTreeSet<String> = file.tensors().map(|info| info.name.clone()).collect();
     for (_, adapter) in decoder.adapters() {
-        for parameter in [&adapter.a, &adapter.b] {
+        for parameter in adapter.parameters().into_iter().flatten() {
             let name = format!("{PREFIX}{}", parameter.name());
             let Some(info) = file.info(&name) else { return wrong(format!("tensor {name} is missing")) };
             if info.shape != parameter.shape() {

@@ -16,8 +16,8 @@ use crate::{Result, Value};
 /// `y_t = Σ_slot w[t, slot] · expert(index, x_t)`: the sums of [`super::experts`], in the same order.
 ///
 /// # Shapes
-/// `x: [T, h]`, routing of `T` tokens to `k` of `experts`; `expert` gets an expert's index and its rows `[R, h]` (`R ≥ 1`, in token order) and gives
-/// `[R, h]`. The result is `[T, h]`, f32.
+/// `x: [T, h]`, routing of `T` tokens to `k` of `experts`; `expert` gets an expert's index, its tokens (`R ≥ 1`, in order) and their rows `[R, h]`, and
+/// gives `[R, h]`. The result is `[T, h]`, f32.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where something does not fit, and what `expert` fails with.
@@ -25,7 +25,7 @@ pub fn dispatch<E: From<crate::Error>>(
     x: &Value,
     routing: &Routing,
     experts: usize,
-    mut expert: impl FnMut(usize, &Value) -> std::result::Result<Value, E>,
+    mut expert: impl FnMut(usize, &[usize], &Value) -> std::result::Result<Value, E>,
 ) -> std::result::Result<Value, E> {
     let (tokens, hidden, k) = (x.dim(0), x.dim(1), routing.weights.dim(1));
     ensure(routing.indices.len() == tokens * k && routing.logits.dim(1) == experts, "dispatch", || {
@@ -36,8 +36,9 @@ pub fn dispatch<E: From<crate::Error>>(
     let x = &widen(x)?;
     let mut answers = Vec::with_capacity(experts);
     for index in (0..experts).filter(|&index| !order.rows(index).is_empty()) {
-        let answer = expert(index, &rows_of(x, &order, index)?)?;
-        let shape = [order.rows(index).len(), hidden];
+        let tokens: Vec<usize> = order.rows(index).map(|place| token(&order, place)).collect();
+        let answer = expert(index, &tokens, &rows_of(x, &order, index)?)?;
+        let shape = [tokens.len(), hidden];
         ensure(answer.shape() == shape, "dispatch", || format!("{shape:?} wanted, {:?} given", answer.shape()))?;
         answers.push(answer);
     }

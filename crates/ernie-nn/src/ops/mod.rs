@@ -18,6 +18,7 @@ mod rms_norm;
 mod rope;
 mod route;
 mod router_losses;
+mod rows;
 mod swiglu;
 
 pub use attention::{Write, attention, attention_over_pages, page_bytes, write_pages};
@@ -32,4 +33,5 @@ pub use rms_norm::{add_rms_norm, rms_norm, rms_norm_to};
 pub use rope::{Angles, rope};
 pub use route::{Routing, route};
 pub use router_losses::{balance_loss, orthogonal_loss, z_loss};
+pub use rows::{add_at, place};
 pub use swiglu::swiglu;

@@ -28,6 +28,17 @@ impl Routing {
         }
         usage
     }
+
+    /// Of some of the tokens, in the order asked for, without memory.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] if a token is not there.
+    pub fn rows(&self, rows: &[usize]) -> Result<Self> {
+        let (logits, probabilities) = (self.logits.rows(rows)?, self.probabilities.rows(rows)?);
+        let (weights, k) = (self.weights.rows(rows)?, self.weights.dim(1));
+        let indices = rows.iter().flat_map(|&row| &self.indices[row * k..(row + 1) * k]).copied().collect();
+        Ok(Self { logits, probabilities, indices, weights })
+    }
 }
 
 /// Chooses the `k` experts with the largest `softmax(logits) + bias`, ties to the lower index, and weights
