@@ -102,7 +102,7 @@ fn any_company_gives_the_same_bits() {
                 let rows = batch.ids.len()..batch.ids.len() + prompts[member].len();
                 batch.ids.extend(&prompts[member]);
                 let blocks = vec![batch.chunks.len() as u32];
-                batch.chunks.push(Chunk { blocks, past: 0, wanted: rows.clone(), hidden: false, rows });
+                batch.chunks.push(Chunk { blocks, past: 0, wanted: rows.clone(), hidden: false, adapter: None, rows });
             }
             let mut out = vec![Vec::new(); members.len()];
             model

@@ -21,7 +21,7 @@ fn tokens(max_tokens: usize) -> Generate {
 
 /// The greedy answer to `prompt`, ignoring end-of-sequence.
 fn greedy(prompt: &[u32], tokens: usize) -> Vec<u32> {
-    greedy_of(prompt, tokens, usize::MAX)
+    greedy_of(None, prompt, tokens, usize::MAX)
 }
 
 /// Runs until idle; answers and reasons by request.
@@ -93,13 +93,7 @@ fn scores_are_log_softmax_of_the_continuation() {
     let (mut engine, _) = engine(EngineOptions { step_tokens: 16, ..EngineOptions::default() });
     let (prompt, mut continuation) = (vec![3, 1, 4], greedy(&[3, 1, 4], 2));
     continuation.push(9);
-    engine
-        .submit(Request {
-            prompt: prompt.clone(),
-            work: Work::Score { continuation: continuation.clone(), top: 2 },
-            priority: 0,
-        })
-        .unwrap();
+    engine.submit(Request::new(prompt.clone(), Work::Score { continuation: continuation.clone(), top: 2 })).unwrap();
     let events = engine.step().unwrap();
     let Event::Scored { tokens, .. } = &events[0] else { panic!("{events:?}") };
     assert!(matches!(&events[1], Event::Finished { reason: FinishReason::Stop, .. }));
@@ -183,6 +177,7 @@ fn impossible_requests_are_refused_at_the_door() {
     check(Request::logits(vec![1; 65]), true, "the context holds 64");
     check(Request::score(vec![1; 60], vec![1; 6]), true, "the context holds 64");
     check(Request::generate(vec![1], tokens(0)), true, "max_tokens");
+    check(Request::generate(vec![1], tokens(1)).with_adapter(Some(2)), true, "adapter is 2: expected one of the 2");
     let logprobs = Generate { logprobs: Some(1_000_000), ..tokens(1) };
     check(Request::generate(vec![1], logprobs), true, "logprobs");
     let stop = Generate { stop_ids: vec![99], ..tokens(1) };

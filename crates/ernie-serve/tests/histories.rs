@@ -9,16 +9,16 @@ use ernie_serve::engine::{
     Engine, EngineOptions, Event, FinishReason, Generate, Request, RequestId, Sampling, Stats, TokenScore,
 };
 use proptest::prelude::*;
-use support::{BLOCK, FakeModel, VOCAB, greedy_of, logits_after};
+use support::{ADAPTERS, BLOCK, FakeModel, VOCAB, greedy_of, logits_after, read_through};
 
 const CONTEXT: usize = 64;
 
 /// What a history of random events does to an engine.
 #[derive(Debug, Clone)]
 enum Act {
-    Generate { prompt: Vec<u32>, max_tokens: usize, seed: Option<u64>, priority: i32 },
-    Score { prompt: Vec<u32>, continuation: Vec<u32> },
-    Logits { prompt: Vec<u32> },
+    Generate { adapter: Option<usize>, prompt: Vec<u32>, max_tokens: usize, seed: Option<u64>, priority: i32 },
+    Score { adapter: Option<usize>, prompt: Vec<u32>, continuation: Vec<u32> },
+    Logits { adapter: Option<usize>, prompt: Vec<u32> },
     Cancel(usize),
     Forget,
     Step,
@@ -27,11 +27,11 @@ enum Act {
 impl Act {
     fn request(&self) -> Request {
         match self.clone() {
-            Self::Generate { prompt, max_tokens, seed, priority } => {
-                Request::generate(prompt, generate(max_tokens, seed)).with_priority(priority)
+            Self::Generate { adapter, prompt, max_tokens, seed, priority } => {
+                Request::generate(prompt, generate(max_tokens, seed)).with_priority(priority).with_adapter(adapter)
             }
-            Self::Score { prompt, continuation } => Request::score(prompt, continuation),
-            Self::Logits { prompt } => Request::logits(prompt),
+            Self::Score { adapter, prompt, continuation } => Request::score(prompt, continuation).with_adapter(adapter),
+            Self::Logits { adapter, prompt } => Request::logits(prompt).with_adapter(adapter),
             Self::Cancel(_) | Self::Forget | Self::Step => unreachable!("no request"),
         }
     }
@@ -47,11 +47,14 @@ fn prompts() -> impl Strategy<Value = Vec<u32>> {
 
 fn acts() -> impl Strategy<Value = Act> {
     let continuation = prop::collection::vec(0..VOCAB as u32, 1..8);
+    let adapter = || prop_oneof![2 => Just(None), 1 => (0..ADAPTERS).prop_map(Some)];
     prop_oneof![
-        9 => (prompts(), 1usize..20, prop::option::of(any::<u64>()), -1i32..3)
-            .prop_map(|(prompt, max_tokens, seed, priority)| Act::Generate { prompt, max_tokens, seed, priority }),
-        3 => (prompts(), continuation).prop_map(|(prompt, continuation)| Act::Score { prompt, continuation }),
-        1 => prompts().prop_map(|prompt| Act::Logits { prompt }),
+        9 => (adapter(), prompts(), 1usize..20, prop::option::of(any::<u64>()), -1i32..3).prop_map(
+            |(adapter, prompt, max_tokens, seed, priority)| Act::Generate { adapter, prompt, max_tokens, seed, priority }
+        ),
+        3 => (adapter(), prompts(), continuation)
+            .prop_map(|(adapter, prompt, continuation)| Act::Score { adapter, prompt, continuation }),
+        1 => (adapter(), prompts()).prop_map(|(adapter, prompt)| Act::Logits { adapter, prompt }),
         4 => any::<prop::sample::Index>().prop_map(|at| Act::Cancel(at.index(1000))),
         1 => Just(Act::Forget),
         20 => Just(Act::Step),
@@ -87,8 +90,9 @@ fn alone(request: Request, memory: usize) -> (Vec<u32>, Vec<TokenScore>) {
     (answer, scores)
 }
 
-/// The logits at each position of a prompt.
-fn all_logits(prompt: &[u32], memory: usize) -> Vec<f32> {
+/// The logits at each position of a prompt that an adapter reads.
+fn all_logits(adapter: Option<usize>, prompt: &[u32], memory: usize) -> Vec<f32> {
+    let prompt = read_through(adapter, prompt);
     (1..=prompt.len()).flat_map(|end| logits_after(&prompt[end.saturating_sub(memory)..end])).collect()
 }
 
@@ -156,17 +160,19 @@ fn run(options: EngineOptions, memory: usize, history: Vec<Act>) -> Result<Stats
     for (id, act) in &asked {
         let answer = answers.remove(id).unwrap_or_default();
         match act {
-            Act::Generate { prompt, max_tokens, seed, .. } => {
+            Act::Generate { adapter, prompt, max_tokens, seed, .. } => {
                 let full = match seed {
                     Some(_) => alone(act.request(), memory).0,
-                    None => greedy_of(prompt, *max_tokens, memory),
+                    None => greedy_of(*adapter, prompt, *max_tokens, memory),
                 };
                 let expect = if cancelled.contains(id) { &full[..answer.len()] } else { &full[..] };
                 prop_assert_eq!(&answer[..], expect);
             }
             _ if cancelled.contains(id) => {}
             Act::Score { .. } => prop_assert_eq!(scores.remove(id), Some(alone(act.request(), memory).1)),
-            Act::Logits { prompt } => prop_assert_eq!(logits.remove(id), Some(all_logits(prompt, memory))),
+            Act::Logits { adapter, prompt } => {
+                prop_assert_eq!(logits.remove(id), Some(all_logits(*adapter, prompt, memory)));
+            }
             Act::Cancel(_) | Act::Forget | Act::Step => {}
         }
     }
@@ -204,7 +210,7 @@ proptest! {
 fn a_history_meets_sharing_guessing_and_giving_way() {
     let history = (0..60).flat_map(|i: u32| {
         let prompt = (0..16).map(|j| j % 5).chain([i % 7]).collect();
-        [Act::Generate { prompt, max_tokens: 18, seed: None, priority: (i % 3) as i32 }, Act::Step]
+        [Act::Generate { adapter: None, prompt, max_tokens: 18, seed: None, priority: (i % 3) as i32 }, Act::Step]
     });
     let options =
         EngineOptions { max_running: 6, step_tokens: 24, cache_tokens: Some(12 * BLOCK), ..EngineOptions::default() };
@@ -257,6 +263,34 @@ fn equal_prompts_that_come_together_are_read_once() {
     // The first reads all, beside the one that is unlike; the others find all but the last row.
     assert_eq!(ledger.lock().unwrap().rows[..3], [17 + 5, 2 + 3, 5]);
     assert_eq!(engine.stats().prefix_hit_rows, 3 * 16);
+}
+
+#[test]
+fn what_one_adapter_has_read_is_nothing_to_another() {
+    let (model, _) = FakeModel::new(CONTEXT, &[]);
+    let mut engine = Engine::with_model(model, EngineOptions { draft_tokens: 0, ..EngineOptions::default() }).unwrap();
+    let prompt: Vec<u32> = (0..17).collect();
+    let all = [None, Some(0), Some(1)];
+    // Together first, then one after the other: each finds its own.
+    for (round, hits) in [(vec![&all[..]], 0), (all.chunks(1).collect(), 3 * 16)] {
+        for adapters in round {
+            for &adapter in adapters {
+                engine.submit(Request::generate(prompt.clone(), generate(6, None)).with_adapter(adapter)).unwrap();
+            }
+            let mut answers: BTreeMap<RequestId, Vec<u32>> = BTreeMap::new();
+            while !engine.is_idle() {
+                for event in engine.step().unwrap() {
+                    if let Event::Token { request, id, .. } = event {
+                        answers.entry(request).or_default().push(id);
+                    }
+                }
+            }
+            for (answer, &adapter) in answers.values().zip(adapters) {
+                assert_eq!(*answer, greedy_of(adapter, &prompt, 6, usize::MAX), "{adapter:?}");
+            }
+        }
+        assert_eq!(engine.stats().prefix_hit_rows, hits);
+    }
 }
 
 #[test]

@@ -10,6 +10,14 @@ impl Engine {
         if tokens == 0 {
             return Err(Error::EmptyPrompt);
         }
+        let adapters = self.model.adapters();
+        if let Some(adapter) = request.adapter.filter(|&adapter| adapter >= adapters) {
+            return Err(Error::parameter(
+                "adapter",
+                adapter,
+                format!("one of the {adapters} that the model has, from 0"),
+            ));
+        }
         let context_length = self.context_length;
         let too_long = |what, tokens, room| Err(Error::TooLong { what, tokens, context_length, room });
         match &request.work {

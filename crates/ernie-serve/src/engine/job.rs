@@ -13,6 +13,8 @@ use super::watcher::Verdict;
 pub(super) struct Job {
     pub(super) id: RequestId,
     pub(super) urgency: Urgency,
+    /// The adapter that its rows go through.
+    pub(super) adapter: Option<usize>,
     /// The prompt, then the answer or the given continuation.
     pub(super) ids: Vec<u32>,
     /// Rows of `ids` that are in the cache.
@@ -59,7 +61,7 @@ impl Job {
         seed: u64,
         urgency: Urgency,
     ) -> Self {
-        let Request { prompt: mut ids, work, priority: _ } = request;
+        let Request { prompt: mut ids, work, priority: _, adapter } = request;
         let prompt_tokens = ids.len();
         let (reserve, wanted_from, state) = match work {
             Work::Generate(options) => {
@@ -88,6 +90,7 @@ impl Job {
         Self {
             id,
             urgency,
+            adapter,
             ids,
             fed: 0,
             table: Vec::new(),

@@ -3,7 +3,8 @@
 //! It never sees text or HTTP, and it has no threads of its own: whoever owns it calls [`Engine::step`] and gets
 //! [`Event`]s. A step is a [`plan`] (a pure function of the queue and the running requests), one forward pass over all
 //! planned rows (parts of prompts and one row for each answer, together), and a token for each request that got to its
-//! end. Requests come and go between steps, so short answers never wait for long ones.
+//! end. Requests come and go between steps, so short answers never wait for long ones. Each may name an adapter of the
+//! model; those of different adapters, and of none, share steps and never a block.
 //!
 //! Keys and values live in blocks. A request is let in when there are free blocks for its prompt; when answers outgrow
 //! what there is, the least urgent request gives its blocks back, waits, and is computed again without losing a token.

@@ -34,6 +34,8 @@ pub struct Chunk {
     pub wanted: Range<usize>,
     /// Of the wanted rows, the final hidden states are wanted in place of logits.
     pub hidden: bool,
+    /// The adapter that its rows go through, by its number.
+    pub adapter: Option<usize>,
 }
 
 /// What a wanted row came to.
@@ -58,6 +60,10 @@ pub trait Model: Send {
     fn context_length(&self) -> usize;
     /// Ids by which the model says that it is done.
     fn eos_ids(&self) -> &[u32];
+    /// How many adapters requests may choose from.
+    fn adapters(&self) -> usize {
+        0
+    }
     /// Positions of a block, at least 1.
     fn block_tokens(&self) -> usize {
         PAGE
@@ -74,7 +80,8 @@ pub trait Model: Send {
     }
     /// Runs the batch, puts its rows into their blocks and hands over the wanted logits.
     ///
-    /// A row's logits must be the same bits whatever else is in the batch and however a prompt is cut into chunks.
+    /// A row's logits must be the same bits whatever else is in the batch, whatever adapter that goes through, and however a prompt is cut into
+    /// chunks.
     ///
     /// # Errors
     /// When the model cannot run; every request of the batch then fails.
@@ -121,6 +128,10 @@ impl Model for DecoderModel {
         &self.eos_ids
     }
 
+    fn adapters(&self) -> usize {
+        self.decoder.num_adapters()
+    }
+
     fn block_bytes(&self) -> u64 {
         self.cache.block_bytes()
     }
@@ -129,6 +140,7 @@ impl Model for DecoderModel {
         let mut tokens = Tokens::default();
         for (index, chunk) in batch.chunks.iter().enumerate() {
             tokens.push(index, chunk.past, &batch.ids[chunk.rows.clone()]);
+            tokens.adapters.extend(chunk.adapter.map(|adapter| (chunk.rows.clone(), adapter)));
         }
         self.cache.begin(batch.chunks.iter().map(|chunk| chunk.blocks.as_slice()), &tokens.spans)?;
         let wanted: Vec<(usize, usize)> = batch

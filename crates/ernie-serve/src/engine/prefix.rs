@@ -2,15 +2,19 @@
 //!
 //! A tree: each node is a block, its key the ids in it, its parent the block before. A prompt is followed from the root
 //! block by block, so two prompts share exactly the blocks up to where they part. Ids are compared, not only their
-//! hashes, and a node's number is never used twice: what is found is what was read. What nobody else holds may be
-//! evicted, longest unused first and children before their parents (after RadixAttention, arXiv:2312.07104).
+//! hashes, and a node's number is never used twice: what is found is what was read. Each adapter has a root of its own,
+//! because what it makes of the same ids is something else. What nobody else holds may be evicted, longest unused first
+//! and children before their parents (after RadixAttention, arXiv:2312.07104).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 
 use super::blocks::Block;
 
-const ROOT: u64 = 0;
+/// The root of what was read through an adapter, or none. Roots count down from the largest number, nodes up from 0.
+fn root(adapter: Option<usize>) -> u64 {
+    u64::MAX - adapter.map_or(0, |adapter| adapter as u64 + 1)
+}
 
 #[derive(Debug)]
 pub(super) struct PrefixCache {
@@ -53,7 +57,7 @@ impl PrefixCache {
             children: HashMap::new(),
             order: BTreeSet::new(),
             clock: 0,
-            next: ROOT + 1,
+            next: 0,
         }
     }
 
@@ -62,25 +66,25 @@ impl PrefixCache {
         self.nodes.values().filter(|node| node.block.holders() == 1).count()
     }
 
-    /// Looks up the full blocks of `ids` without touching them.
-    pub(super) fn peek(&self, ids: &[u32]) -> Hit {
-        let path = self.path(ids);
+    /// Looks up the full blocks of `ids`, as an adapter reads them, without touching them.
+    pub(super) fn peek(&self, adapter: Option<usize>, ids: &[u32]) -> Hit {
+        let path = self.path(adapter, ids);
         let idle = path.iter().filter(|node| self.nodes[node].block.holders() == 1).count();
         Hit { blocks: path.len(), idle }
     }
 
     /// Handles of the full blocks of `ids` that are there.
-    pub(super) fn take(&mut self, ids: &[u32]) -> Vec<Block> {
-        let path = self.path(ids);
+    pub(super) fn take(&mut self, adapter: Option<usize>, ids: &[u32]) -> Vec<Block> {
+        let path = self.path(adapter, ids);
         self.touch(&path);
         path.iter().map(|node| self.nodes[node].block.clone()).collect()
     }
 
     /// Puts in the full blocks of `ids`, which `blocks` hold. A block that is there already takes the place of the one
     /// handed in, so that equal blocks exist once. Returns how many of `blocks` are in the cache now.
-    pub(super) fn put(&mut self, ids: &[u32], blocks: &mut [Block]) -> usize {
+    pub(super) fn put(&mut self, adapter: Option<usize>, ids: &[u32], blocks: &mut [Block]) -> usize {
         let mut path = Vec::with_capacity(blocks.len());
-        let mut parent = ROOT;
+        let mut parent = root(adapter);
         for (part, block) in ids.chunks_exact(self.block_tokens).zip(blocks.iter_mut()) {
             if let Some(&node) = self.children.get(&parent).and_then(|children| children.get(part)) {
                 *block = self.nodes[&node].block.clone();
@@ -130,8 +134,8 @@ impl PrefixCache {
     }
 
     /// The nodes of the full blocks of `ids`, from the root as far as they are there.
-    fn path(&self, ids: &[u32]) -> Vec<u64> {
-        let mut parent = ROOT;
+    fn path(&self, adapter: Option<usize>, ids: &[u32]) -> Vec<u64> {
+        let mut parent = root(adapter);
         let mut path = Vec::new();
         for part in ids.chunks_exact(self.block_tokens) {
             let Some(&node) = self.children.get(&parent).and_then(|children| children.get(part)) else { break };
@@ -164,19 +168,20 @@ mod tests {
         let (pool, mut cache) = (BlockPool::new(10), PrefixCache::new(2, 10));
         let take = |n: usize| -> Vec<Block> { (0..n).map(|_| pool.take().unwrap()).collect() };
         let mut first = take(2);
-        assert_eq!(cache.put(&[1, 2, 3, 4, 5], &mut first), 2);
+        assert_eq!(cache.put(None, &[1, 2, 3, 4, 5], &mut first), 2);
         let mut second = take(2);
-        assert_eq!(cache.put(&[1, 2, 9, 9], &mut second), 2);
+        assert_eq!(cache.put(None, &[1, 2, 9, 9], &mut second), 2);
         assert_eq!((second[0].id(), pool.used()), (first[0].id(), 3));
-        // The same ids behind another parent are another block.
-        assert_eq!(cache.peek(&[9, 9, 3, 4]), Hit::default());
-        assert_eq!(cache.peek(&[1, 2, 3, 4, 7]), Hit { blocks: 2, idle: 0 });
+        // The same ids behind another parent are another block, and so they are through an adapter.
+        assert_eq!((cache.peek(Some(0), &[1, 2, 3, 4]), cache.take(Some(7), &[1, 2]).len()), (Hit::default(), 0));
+        assert_eq!(cache.peek(None, &[9, 9, 3, 4]), Hit::default());
+        assert_eq!(cache.peek(None, &[1, 2, 3, 4, 7]), Hit { blocks: 2, idle: 0 });
         drop((first, second));
-        assert_eq!(cache.peek(&[1, 2, 3, 4]), Hit { blocks: 2, idle: 2 });
+        assert_eq!(cache.peek(None, &[1, 2, 3, 4]), Hit { blocks: 2, idle: 2 });
         assert_eq!((cache.nodes.len(), cache.idle(), pool.used()), (3, 3, 3));
-        let held = cache.take(&[1, 2, 3, 4]);
+        let held = cache.take(None, &[1, 2, 3, 4]);
         assert!(cache.evict() && !cache.evict(), "only what nobody holds goes");
-        assert_eq!(cache.peek(&[1, 2, 9, 9]), Hit { blocks: 1, idle: 0 });
+        assert_eq!(cache.peek(None, &[1, 2, 9, 9]), Hit { blocks: 1, idle: 0 });
         drop(held);
         assert!(cache.evict() && cache.evict() && !cache.evict());
         assert_eq!(pool.used(), 0);
@@ -187,24 +192,28 @@ mod tests {
         #[test]
         fn what_is_found_is_what_was_read(
             capacity in 0usize..6,
-            texts in prop::collection::vec((prop::collection::vec(0u32..3, 0..9), any::<bool>()), 1..60),
+            texts in prop::collection::vec(
+                (prop::option::of(0usize..3), prop::collection::vec(0u32..3, 0..9), any::<bool>()),
+                1..60,
+            ),
         ) {
             let (pool, mut cache) = (BlockPool::new(1000), PrefixCache::new(2, capacity));
-            let mut content: HashMap<u32, Vec<u32>> = HashMap::new();
+            let mut content: HashMap<u32, (Option<usize>, Vec<u32>)> = HashMap::new();
             let mut running: Vec<Vec<Block>> = Vec::new();
-            for (ids, stays) in texts {
-                let mut table = cache.take(&ids);
+            for (adapter, ids, stays) in texts {
+                let mut table = cache.take(adapter, &ids);
                 for (at, block) in table.iter().enumerate() {
-                    prop_assert_eq!(&content[&block.id()], &ids[..2 * (at + 1)], "another prefix's block");
+                    let held = (adapter, ids[..2 * (at + 1)].to_vec());
+                    prop_assert_eq!(&content[&block.id()], &held, "another prefix's block");
                 }
                 while table.len() < ids.len() / 2 {
                     let block = pool.take().unwrap();
-                    content.insert(block.id(), ids[..2 * (table.len() + 1)].to_vec());
+                    content.insert(block.id(), (adapter, ids[..2 * (table.len() + 1)].to_vec()));
                     table.push(block);
                 }
-                let put = cache.put(&ids, &mut table);
+                let put = cache.put(adapter, &ids, &mut table);
                 prop_assert!(put <= table.len() && cache.nodes.len() <= capacity);
-                prop_assert_eq!(cache.peek(&ids).blocks, put);
+                prop_assert_eq!(cache.peek(adapter, &ids).blocks, put);
                 prop_assert_eq!(cache.order.len(), cache.nodes.len());
                 if stays { running.push(table) } else { running.pop(); }
             }

@@ -23,33 +23,46 @@ pub struct Request {
     /// Higher is let in sooner and gives way later; 0 is usual. Nobody waits for ever: see
     /// [`super::EngineOptions::ageing_steps`].
     pub priority: i32,
+    /// Which of the model's adapters it goes through, by its number; `None` as the model itself goes.
+    pub adapter: Option<usize>,
 }
 
 impl Request {
+    /// Asks for some work on `prompt`.
+    pub fn new(prompt: Vec<u32>, work: Work) -> Self {
+        Self { prompt, work, priority: 0, adapter: None }
+    }
+
     /// Asks for an answer to `prompt`.
     pub fn generate(prompt: Vec<u32>, generate: Generate) -> Self {
-        Self { prompt, work: Work::Generate(generate), priority: 0 }
+        Self::new(prompt, Work::Generate(generate))
     }
 
     /// Asks for the log-probability of each id of `continuation` after `prompt`.
     pub fn score(prompt: Vec<u32>, continuation: Vec<u32>) -> Self {
-        Self { prompt, work: Work::Score { continuation, top: 0 }, priority: 0 }
+        Self::new(prompt, Work::Score { continuation, top: 0 })
     }
 
     /// Asks for the logits at every position of `prompt`.
     pub fn logits(prompt: Vec<u32>) -> Self {
-        Self { prompt, work: Work::Logits, priority: 0 }
+        Self::new(prompt, Work::Logits)
     }
 
     /// Asks for one vector that stands for `prompt`.
     pub fn embed(prompt: Vec<u32>, pooling: Pooling) -> Self {
-        Self { prompt, work: Work::Embed { pooling }, priority: 0 }
+        Self::new(prompt, Work::Embed { pooling })
     }
 
     /// The same request with another priority.
     #[must_use]
     pub fn with_priority(self, priority: i32) -> Self {
         Self { priority, ..self }
+    }
+
+    /// The same request through an adapter, or none.
+    #[must_use]
+    pub fn with_adapter(self, adapter: Option<usize>) -> Self {
+        Self { adapter, ..self }
     }
 }
 

@@ -71,7 +71,7 @@ impl Engine {
         let mut ahead: Vec<&Job> = self.running.iter().filter(|job| job.rows() - job.fed > 1).collect();
         let mut waiting: Vec<Waiting> = Vec::with_capacity(queue.len());
         queue.retain(|job| {
-            let found = self.prefixes.peek(job.skippable());
+            let found = self.prefixes.peek(job.adapter, job.skippable());
             let cached = found.blocks * self.limits.block_tokens;
             if self.awaits(job, cached, &ahead) {
                 return false;
@@ -89,7 +89,9 @@ impl Engine {
     fn awaits(&self, job: &Job, cached: usize, ahead: &[&Job]) -> bool {
         let (start, own) = job.skippable().split_at(cached);
         let common = |other: &&Job| match other.ids[..other.rows()].split_at_checked(cached) {
-            Some((begin, theirs)) if begin == start => own.iter().zip(theirs).take_while(|(a, b)| a == b).count(),
+            Some((begin, theirs)) if begin == start && other.adapter == job.adapter => {
+                own.iter().zip(theirs).take_while(|(a, b)| a == b).count()
+            }
             _ => 0,
         };
         let most = ahead.iter().map(common).max().unwrap_or(0);
@@ -123,7 +125,7 @@ impl Engine {
                 return Err(Error::Internal("the plan lets in a request that does not wait".into()));
             };
             let mut job = self.queue.remove(place);
-            let found = self.prefixes.take(job.skippable());
+            let found = self.prefixes.take(job.adapter, job.skippable());
             let fed = found.len() * self.limits.block_tokens;
             self.stats.prompt_rows += job.rows() as u64;
             self.stats.prefix_hit_rows += fed as u64;
@@ -178,7 +180,7 @@ impl Engine {
             job.table.truncate(job.fed.div_ceil(self.limits.block_tokens));
             if full > job.shared && self.options.prefix_cache_bytes > 0 {
                 let ids = &job.ids[..full * self.limits.block_tokens];
-                job.shared = self.prefixes.put(ids, &mut job.table[..full]);
+                job.shared = self.prefixes.put(job.adapter, ids, &mut job.table[..full]);
             }
         }
         self.stats.tokens += events[told..].iter().filter(|event| matches!(event, Event::Token { .. })).count() as u64;
@@ -208,6 +210,7 @@ impl Engine {
                 past: job.fed,
                 wanted: from + skip..rows.end,
                 hidden: job.wants_hidden(),
+                adapter: job.adapter,
                 rows,
             });
             busy.push(at);

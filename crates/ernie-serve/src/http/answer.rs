@@ -102,7 +102,7 @@ impl Answer {
                     logprobs: params.logprobs,
                     watcher: watchers.into_watcher(),
                 };
-                requests.push(Request::generate(prompt.clone(), generate));
+                requests.push(Request::generate(prompt.clone(), generate).with_adapter(params.asked.adapter));
             }
         }
         // No answer is longer than the context, whatever was asked for.

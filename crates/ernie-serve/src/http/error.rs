@@ -133,9 +133,10 @@ impl ApiError {
     }
 
     /// 404 for a model.
-    pub(super) fn no_model(asked: &str, served: &str) -> Self {
+    pub(super) fn no_model<'a>(asked: &str, served: impl Iterator<Item = &'a str>) -> Self {
         let asked: String = asked.chars().take(100).collect();
-        let message = format!("the model `{asked}` is not here: this server has `{served}`");
+        let served: Vec<String> = served.map(|name| format!("`{name}`")).collect();
+        let message = format!("the model `{asked}` is not here: this server has {}", served.join(", "));
         let mut error = Self::new(StatusCode::NOT_FOUND, Reason::Input, message).about("model");
         error.code = Some("model_not_found");
         error

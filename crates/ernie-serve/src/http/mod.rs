@@ -64,6 +64,8 @@ use state::{App, Model, Phase};
 pub struct Config {
     /// The name by which the model is asked for.
     pub model: String,
+    /// The names by which its adapters are asked for, in the order of their numbers; all different, and none the model's.
+    pub adapters: Vec<String>,
     /// The program's version, as it is told to callers.
     pub version: String,
     /// What may be used.

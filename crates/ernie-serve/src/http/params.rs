@@ -5,13 +5,14 @@ use serde_json::Value;
 use super::error::{ApiError, ApiResult};
 use super::fields::{Fields, is_nothing, kind};
 use super::limits::{Limits, MAX_LOGIT_BIAS};
-use super::state::{App, Model};
+use super::state::{App, Asked, Model};
 use crate::engine::Sampling;
 use crate::session::MAX_STOP_STRINGS;
 
 /// How to answer.
 #[derive(Debug, Clone)]
 pub(super) struct Params {
+    pub(super) asked: Asked,
     pub(super) sampling: Sampling,
     pub(super) max_tokens: Option<usize>,
     /// Answers to each prompt.
@@ -68,7 +69,7 @@ const REFUSED: [(&str, &str); 33] = [
 impl Params {
     /// Takes the fields that all ways to generate share, and refuses what none of them honours.
     pub(super) fn take(fields: &mut Fields, app: &App, model: &Model) -> ApiResult<Self> {
-        check_model(fields, app)?;
+        let asked = take_model(fields, app)?;
         for (name, why) in REFUSED {
             fields.refuse(name, why, is_nothing)?;
         }
@@ -84,6 +85,7 @@ impl Params {
         let stream = fields.bool("stream")?.unwrap_or(false);
         let include_usage = stream_options(fields, stream)?;
         Ok(Self {
+            asked,
             sampling: sampling(fields, model)?,
             max_tokens: None,
             choices,
@@ -105,12 +107,9 @@ impl Params {
     }
 }
 
-/// The `model` of a request must be the one that is served; absent is fine.
-pub(super) fn check_model(fields: &mut Fields, app: &App) -> ApiResult<()> {
-    match fields.text("model")? {
-        Some(model) if model != app.config.model => Err(ApiError::no_model(&model, &app.config.model)),
-        _ => Ok(()),
-    }
+/// The `model` of a request, which must be the one that is served or one of its adapters; absent is the model.
+pub(super) fn take_model(fields: &mut Fields, app: &App) -> ApiResult<Asked> {
+    app.asked(fields.text("model")?.as_deref())
 }
 
 /// Whether a stream ends with its usage.

@@ -58,6 +58,15 @@ impl Model {
     }
 }
 
+/// Whom a request asks: the model as it is, or one of its adapters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// The name, as answers repeat it.
+    pub(super) name: String,
+    /// The adapter's number.
+    pub(super) adapter: Option<usize>,
+}
+
 /// The server's state. One for all connections.
 pub(super) struct App {
     pub(super) config: Config,
@@ -114,6 +123,21 @@ impl App {
     pub(super) fn enter(&self, phase: Phase) {
         self.metrics.ready.set(0);
         self.phase.send_replace(phase);
+    }
+
+    /// All that can be asked, the model itself first.
+    pub(super) fn served(&self) -> impl Iterator<Item = Asked> {
+        let adapters = self.config.adapters.iter().enumerate();
+        let adapters = adapters.map(|(number, name)| Asked { name: name.clone(), adapter: Some(number) });
+        std::iter::once(Asked { name: self.config.model.clone(), adapter: None }).chain(adapters)
+    }
+
+    /// Whom a name names; nobody in particular is the model itself.
+    pub(super) fn asked(&self, name: Option<&str>) -> ApiResult<Asked> {
+        let mut served = self.served();
+        let found = served.find(|one| name.is_none_or(|name| name == one.name));
+        let names = std::iter::once(&self.config.model).chain(&self.config.adapters).map(String::as_str);
+        found.ok_or_else(|| ApiError::no_model(name.unwrap_or_default(), names))
     }
 
     /// The model, if work may begin.

@@ -3,6 +3,7 @@
 #![cfg(feature = "http")]
 
 mod abuse;
+mod adapters;
 mod api;
 mod client;
 mod life;

@@ -1,4 +1,5 @@
-//! A model whose logits depend on the last id and its position alone, and that fails, panics or dawdles when told to.
+//! A model whose logits depend on the last id and its position alone, and that fails, panics or dawdles when told to. What goes
+//! through an adapter is answered as if it stood further on.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -19,6 +20,9 @@ pub(crate) const EOS: u32 = 2;
 pub(crate) const VOCAB: usize = 400;
 
 pub(crate) const CONTEXT: usize = 2048;
+
+/// How much further on an adapter and the next are.
+pub(crate) const APART: usize = 10_000;
 
 pub(crate) fn tokenizer() -> Tokenizer {
     static TRAINED: OnceLock<Tokenizer> = OnceLock::new();
@@ -88,6 +92,10 @@ impl Model for Told {
         &[EOS]
     }
 
+    fn adapters(&self) -> usize {
+        2
+    }
+
     fn block_tokens(&self) -> usize {
         16
     }
@@ -111,7 +119,8 @@ impl Model for Told {
         }
         for (index, chunk) in batch.chunks.iter().enumerate() {
             for row in chunk.wanted.clone() {
-                let (id, position) = (batch.ids[row], chunk.past + row - chunk.rows.start);
+                let further = chunk.adapter.map_or(0, |adapter| APART * (adapter + 1));
+                let (id, position) = (batch.ids[row], chunk.past + row - chunk.rows.start + further);
                 let mut out = match chunk.hidden {
                     true => vec![id as f32, position as f32, 1.0],
                     false => logits_after(id, position),

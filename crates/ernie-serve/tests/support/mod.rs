@@ -1,6 +1,6 @@
 //! A model whose answers can be computed on paper: each row's logits are a hash of the ids up to it, as the blocks of
 //! its cache hold them. So a block that was shared wrongly, freed early or not rolled back gives wrong answers. It
-//! checks, as it runs, that the engine keeps its side of the contract.
+//! checks, as it runs, that the engine keeps its side of the contract. An adapter reads each id as another one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -9,11 +9,12 @@ use ernie_serve::engine::{Batch, Model, Row, TakeRows};
 
 pub(crate) const VOCAB: usize = 23;
 pub(crate) const BLOCK: usize = 4;
+pub(crate) const ADAPTERS: usize = 2;
 
 /// What a test wants to know of a [`FakeModel`] while the engine owns it.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    /// Ids in each block that was ever written.
+    /// Ids in each block that was ever written, as they were read.
     pub(crate) blocks: HashMap<u32, [Option<u32>; BLOCK]>,
     /// Rows of each forward pass.
     pub(crate) rows: Vec<usize>,
@@ -42,7 +43,13 @@ impl FakeModel {
     }
 }
 
-/// The logits after `ids`.
+/// What an adapter reads in place of `ids`.
+pub(crate) fn read_through(adapter: Option<usize>, ids: &[u32]) -> Vec<u32> {
+    let other = adapter.map_or(0, |adapter| VOCAB * (adapter + 1)) as u32;
+    ids.iter().map(|id| id + other).collect()
+}
+
+/// The logits after `ids`, as they were read.
 pub(crate) fn logits_after(ids: &[u32]) -> Vec<f32> {
     let mut state = ids.iter().fold(0x1234_5678_9abc_def0u64, |hash, &id| {
         (hash ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
@@ -55,11 +62,11 @@ pub(crate) fn logits_after(ids: &[u32]) -> Vec<f32> {
         .collect()
 }
 
-/// The greedy answer to `prompt` of a model that sees `memory` ids back, ignoring end-of-sequence.
-pub(crate) fn greedy_of(prompt: &[u32], tokens: usize, memory: usize) -> Vec<u32> {
+/// The greedy answer to `prompt`, through an adapter, of a model that sees `memory` ids back, ignoring end-of-sequence.
+pub(crate) fn greedy_of(adapter: Option<usize>, prompt: &[u32], tokens: usize, memory: usize) -> Vec<u32> {
     let mut ids = prompt.to_vec();
     for _ in 0..tokens {
-        let logits = logits_after(&ids[ids.len().saturating_sub(memory)..]);
+        let logits = logits_after(&read_through(adapter, &ids[ids.len().saturating_sub(memory)..]));
         let best = (0..VOCAB).fold(0, |best, id| if logits[id] > logits[best] { id } else { best });
         ids.push(best as u32);
     }
@@ -77,6 +84,10 @@ impl Model for FakeModel {
 
     fn eos_ids(&self) -> &[u32] {
         &self.eos
+    }
+
+    fn adapters(&self) -> usize {
+        ADAPTERS
     }
 
     fn block_tokens(&self) -> usize {
@@ -119,8 +130,9 @@ impl Model for FakeModel {
             let mut held: Vec<u32> = (0..chunk.past).map(read).collect();
             for row in chunk.rows.clone() {
                 let block = ledger.blocks.entry(chunk.blocks[held.len() / BLOCK]).or_default();
-                block[held.len() % BLOCK] = Some(batch.ids[row]);
-                held.push(batch.ids[row]);
+                let id = read_through(chunk.adapter, &batch.ids[row..row + 1])[0];
+                block[held.len() % BLOCK] = Some(id);
+                held.push(id);
                 if chunk.wanted.contains(&row) {
                     let mut logits = logits_after(&held[held.len().saturating_sub(self.memory)..]);
                     if poison == Some(batch.ids[row]) {

@@ -45,7 +45,7 @@ pub(super) async fn chat(
     app.check_prompt(&prompt)?;
     let max_tokens = params.max_tokens.unwrap_or(app.config.limits.output_tokens);
     let answer = Answer::start(&model, vec![prompt], &params, max_tokens, manner, limits, place).await?;
-    let shape = Shape { id: app.name("chatcmpl-"), created: app.now(), model: app.config.model.clone() };
+    let shape = Shape { id: app.name("chatcmpl-"), created: app.now(), model: params.asked.name.clone() };
     if params.stream {
         let (choices, include_usage) = (params.choices, params.include_usage);
         let with_logprobs = params.logprobs.is_some();

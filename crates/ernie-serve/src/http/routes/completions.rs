@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::chat::{Shape, usage};
-use crate::engine::Request;
+use crate::engine::{Request, Work};
 use crate::http::answer::{self, Answer, Delta, Limits, Said, Tokens, Whole};
 use crate::http::body::JsonBody;
 use crate::http::error::{ApiError, ApiResult};
@@ -58,11 +58,11 @@ pub(super) async fn completions(
         app.check_prompt(ids)?;
     }
     let scores = match params.logprobs.filter(|_| echo) {
-        Some(top) => score(&model, &prompts, top, &mut limits).await?,
+        Some(top) => score(&model, params.asked.adapter, &prompts, top, &mut limits).await?,
         None => Vec::new(),
     };
     let stream = Shown {
-        shape: Shape { id: app.name("cmpl-"), created: app.now(), model: app.config.model.clone() },
+        shape: Shape { id: app.name("cmpl-"), created: app.now(), model: params.asked.name.clone() },
         loaded: model.clone(),
         echoes: if echo { echoes(&prompts, scores, params.choices) } else { Vec::new() },
         offsets: vec![0; prompts.len() * params.choices],
@@ -133,6 +133,7 @@ impl Prompt {
 /// The log-probabilities of each prompt's ids after its first.
 async fn score(
     model: &Model,
+    adapter: Option<usize>,
     prompts: &[(String, Vec<u32>)],
     top: usize,
     limits: &mut Limits,
@@ -145,8 +146,8 @@ async fn score(
     let scored: Vec<usize> = (0..prompts.len()).filter(|&at| prompts[at].1.len() > 1).collect();
     let requests = scored.iter().map(|&at| {
         let ids = &prompts[at].1;
-        let work = crate::engine::Work::Score { continuation: ids[1..].to_vec(), top };
-        Request { prompt: ids[..1].to_vec(), work, priority: 0 }
+        let work = Work::Score { continuation: ids[1..].to_vec(), top };
+        Request::new(ids[..1].to_vec(), work).with_adapter(adapter)
     });
     let requests: Vec<Request> = requests.collect();
     if requests.is_empty() {

@@ -14,7 +14,7 @@ use crate::http::answer::{self, Limits};
 use crate::http::body::JsonBody;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::guard::Deadline;
-use crate::http::params::check_model;
+use crate::http::params::take_model;
 use crate::http::state::App;
 use crate::http::thread::Update;
 
@@ -26,7 +26,7 @@ pub(super) async fn embeddings(
 ) -> ApiResult<Response> {
     let model = app.model()?;
     let mut fields = body.fields;
-    check_model(&mut fields, &app)?;
+    let asked = take_model(&mut fields, &app)?;
     let packed = match fields.text("encoding_format")?.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
@@ -50,7 +50,7 @@ pub(super) async fn embeddings(
         app.check_prompt(ids)?;
     }
     let (count, tokens) = (inputs.len(), inputs.iter().map(Vec::len).sum::<usize>());
-    let requests = inputs.into_iter().map(|ids| Request::embed(ids, pooling)).collect();
+    let requests = inputs.into_iter().map(|ids| Request::embed(ids, pooling).with_adapter(asked.adapter)).collect();
     let mut updates = limits.within(model.engine.submit(requests, 2 * count)).await??;
     let mut vectors: Vec<Vec<f32>> = vec![Vec::new(); count];
     let mut open = count;
@@ -70,7 +70,7 @@ pub(super) async fn embeddings(
         .enumerate()
         .map(|(index, vector)| json!({"object": "embedding", "index": index, "embedding": written(&vector, packed)}));
     Ok(super::json(&json!({
-        "object": "list", "data": data.collect::<Vec<_>>(), "model": app.config.model,
+        "object": "list", "data": data.collect::<Vec<_>>(), "model": asked.name,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     })))
 }

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::state::App;
+use crate::http::state::{App, Asked};
 
 /// `GET /health`: the process answers.
 pub(super) async fn health() -> Response {
@@ -34,22 +34,23 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> ApiResult<Response> 
 
 /// `GET /v1/models`.
 pub(super) async fn models(State(app): State<Arc<App>>) -> Response {
-    super::json(&json!({"object": "list", "data": [card(&app)]}))
+    let cards: Vec<Value> = app.served().map(|one| card(&app, &one)).collect();
+    super::json(&json!({"object": "list", "data": cards}))
 }
 
 /// `GET /v1/models/{model}`.
 pub(super) async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiResult<Response> {
-    if name != app.config.model {
-        return Err(ApiError::no_model(&name, &app.config.model));
-    }
-    Ok(super::json(&card(&app)))
+    Ok(super::json(&card(&app, &app.asked(Some(&name))?)))
 }
 
-/// What is said of the model. How long its context is, is known once it is loaded.
-fn card(app: &App) -> Value {
+/// What is said of the model, or of an adapter, whose parent it is. How long its context is, is known once it is loaded.
+///
+/// The fields are vLLM's; its `root` is a path, which is nobody's business here: it is the model's name.
+fn card(app: &App, one: &Asked) -> Value {
     let context = app.model().ok().map(|model| model.context_length);
+    let model = &app.config.model;
     json!({
-        "id": app.config.model, "object": "model", "created": app.created, "owned_by": "ernie",
-        "max_model_len": context,
+        "id": one.name, "object": "model", "created": app.created, "owned_by": "ernie",
+        "root": model, "parent": one.adapter.map(|_| model), "max_model_len": context,
     })
 }

@@ -14,7 +14,7 @@ use crate::http::state::App;
 type Field = (&'static str, &'static str, &'static str);
 
 const SAMPLING: &[Field] = &[
-    ("model", "string", "The model's name; absent is the one that is served"),
+    ("model", "string", "The name of the model, or of one of its adapters; absent is the model"),
     ("stream", "boolean", "Answer by server-sent events"),
     ("stream_options", "object", "`include_usage`: end the stream with its usage"),
     ("n", "integer", "Answers to each prompt"),
@@ -60,7 +60,7 @@ const RESPONSES: &[Field] = &[
 ];
 
 const EMBEDDINGS: &[Field] = &[
-    ("model", "string", "The model's name"),
+    ("model", "string", "The name of the model, or of one of its adapters; absent is the model"),
     ("input", "string", "Text, token ids, or a list of either"),
     ("encoding_format", "string", "`float` or `base64`"),
     ("pooling", "string", "`mean` over all tokens, or `last`"),

@@ -55,7 +55,7 @@ pub(super) async fn responses(
         id: app.name("resp_"),
         message: app.name("msg_"),
         created: app.now(),
-        model: app.config.model.clone(),
+        model: params.asked.name.clone(),
         instructions,
         max_output_tokens: max_tokens,
         temperature: params.sampling.temperature,

@@ -12,7 +12,7 @@ use crate::http::body::JsonBody;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::fields::is_nothing;
 use crate::http::messages::messages;
-use crate::http::params::{check_model, token_ids};
+use crate::http::params::{take_model, token_ids};
 use crate::http::state::{App, Model};
 
 /// Encodes what was sent, once the model is at hand.
@@ -25,7 +25,7 @@ type Encode = Box<dyn FnOnce(&Model) -> ApiResult<Vec<u32>> + Send>;
 pub(super) async fn tokenize(State(app): State<Arc<App>>, body: JsonBody) -> ApiResult<Response> {
     let model = app.model()?;
     let mut fields = body.fields;
-    check_model(&mut fields, &app)?;
+    take_model(&mut fields, &app)?;
     let strings = fields.bool("return_token_strs")?.unwrap_or(false);
     let why = "is not taken from requests: the template is the checkpoint's own";
     fields.refuse("chat_template", why, is_nothing)?;
@@ -70,7 +70,7 @@ fn prompt_ids(tokenizer: &Tokenizer, text: &str, special: bool) -> ApiResult<Vec
 pub(super) async fn detokenize(State(app): State<Arc<App>>, body: JsonBody) -> ApiResult<Response> {
     let model = app.model()?;
     let mut fields = body.fields;
-    check_model(&mut fields, &app)?;
+    take_model(&mut fields, &app)?;
     let list = fields.list("tokens")?.ok_or_else(|| ApiError::field("tokens", "missing", "a list of token ids"))?;
     let ids = token_ids(&list, "tokens", model.vocab_size)?;
     let prompt = answer::aside(move || Ok(model.tokenizer_for("tokens")?.decode(&ids))).await?;
