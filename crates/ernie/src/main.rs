@@ -2,6 +2,7 @@
 //!
 //! The binary composes the libraries; it alone prints, exits, and reads the environment.
 
+mod adapters;
 mod bundled;
 mod cli;
 mod commands;

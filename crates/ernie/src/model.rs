@@ -4,6 +4,7 @@
 //! or a run folder (its newest complete checkpoint). Nothing here goes to the network.
 
 use crate::{
+    adapters::Adapter,
     bundled,
     cli::options::WeightsOption,
     environment,
@@ -65,12 +66,27 @@ impl Model {
         }
     }
 
-    /// Loads the weights, passing on what the loader wants the user to know.
+    /// Loads the weights, and the one adapter that all goes through, passing on what the loader wants the user to know.
     pub(crate) fn load(&self, weights: &WeightsOption, seed: u64, printer: &Printer) -> Result<Loaded> {
+        weights.one_adapter()?;
+        self.load_all(weights, seed, printer)
+    }
+
+    /// As [`Self::load`], with any number of adapters, for requests to choose from.
+    #[cfg(feature = "http")]
+    pub(crate) fn load_to_serve(&self, weights: &WeightsOption, seed: u64, printer: &Printer) -> Result<Loaded> {
+        let mut loaded = self.load_all(weights, seed, printer)?;
+        loaded.decoder.offer_adapters();
+        Ok(loaded)
+    }
+
+    fn load_all(&self, weights: &WeightsOption, seed: u64, printer: &Printer) -> Result<Loaded> {
         let mut loaded = ernie_model::load(&self.source(seed), weights.get()?)?;
-        if let Some(folder) = &weights.adapter {
-            read_adapter(folder, &mut loaded.decoder)?;
+        for Adapter { folder, name } in &weights.adapter {
+            let adaptation = read_adapter(folder, &mut loaded.decoder)?;
+            printer.say(format!("adapter {name}: rank {} times {}", adaptation.rank, adaptation.scale()));
         }
+        loaded.decoder.pack_adapters()?;
         for note in &loaded.report.notes {
             printer.say(format!("note: {note}"));
         }

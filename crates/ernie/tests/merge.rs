@@ -2,37 +2,9 @@
 
 mod common;
 
-use common::{bad, good, parity, tiny_run};
+use common::{bad, good, parity, tiny_run, write_lora_recipe};
 use ernie_files::Checkpoint;
-use std::{fs, path::Path};
-
-const RECIPE: &str = r#"
-[model]
-weights = "BASE"
-[data]
-train = ["chats.jsonl"]
-tokenizer = "BASE"
-[batch]
-rows = 2
-seq_len = 64
-[objective]
-kind = "sft"
-[adapter]
-rank = 2
-[optimizer]
-lr = 0.02
-[schedule]
-steps = 6
-warmup = 1
-[precision]
-compute = "bf16"
-[evaluation]
-every = 0
-"#;
-
-const CHATS: &str = r#"{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The fox."}]}
-{"instruction": "Where?", "input": "", "output": "In the wood."}
-"#;
+use std::path::Path;
 
 fn logits(at: &Path, model: &str) -> Vec<f32> {
     good(at, &["logits", model, "--ids", "5,6,7,8,9", "--weights", "f32", "--out", "l.safetensors", "--json"]);
@@ -48,8 +20,7 @@ fn read(at: &Path) -> Vec<f32> {
 fn an_adapter_is_trained_used_and_merged() {
     let at = tempfile::tempdir().expect("a temporary folder");
     let base = tiny_run().display().to_string();
-    fs::write(at.path().join("lora.toml"), RECIPE.replace("BASE", &base)).expect("a recipe");
-    fs::write(at.path().join("chats.jsonl"), CHATS).expect("data");
+    write_lora_recipe(at.path(), &base);
     good(at.path(), &["train", "lora.toml", "--out", "lora", "--quiet"]);
 
     // The run is a MODEL as any other is.
@@ -101,6 +72,15 @@ fn an_adapter_is_trained_used_and_merged() {
     );
     let refused = bad(at.path(), &["generate", &base, "--prompt", "Who?", "--adapter", "nowhere"], 2);
     assert!(refused.err.contains("nowhere"), "{}", refused.err);
+    // It goes by its run's name, or by one of its own, and there is one at a time.
+    let ask = ["generate", &base, "--prompt", "Who?", "--max-tokens", "1"];
+    let named = format!("{adapter}=brief");
+    for (typed, name) in [(adapter, "lora"), (&named, "brief")] {
+        let said = good(at.path(), &[&ask[..], &["--adapter", typed]].concat()).err;
+        assert!(said.contains(&format!("adapter {name}: rank 2 times 8")), "{said}");
+    }
+    let two = bad(at.path(), &[&ask[..], &["--adapter", adapter, "--adapter", &named]].concat(), 2);
+    assert!(two.err.contains("2 were given (lora, brief)") && two.err.contains("ernie serve"), "{}", two.err);
 
     // Beside integers the run is the adapter alone: it says so, and is used as any adapter is.
     let set = ["--set", "adapter.base=int8", "--set", "precision.compute=f32"];

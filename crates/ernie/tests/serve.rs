@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{bad, ernie, parity, tiny_run};
+use common::{bad, ernie, good, parity, tiny_run, write_lora_recipe};
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
@@ -206,7 +206,7 @@ fn a_server_is_put_under_load() {
     let mut args = vec!["bench", "serve", &first, "--compare", &second, "--clients", "1,3", "--rate", "50"];
     args.extend(["--saturation", "0.5", "--engine", model, "--report", "load.html", "--json"]);
     args.extend(work);
-    let answer = common::good(at.path(), &args).json();
+    let answer = good(at.path(), &args).json();
     let levels = answer["levels"].as_array().expect("levels");
     assert_eq!(levels.len(), 4);
     for level in levels {
@@ -231,7 +231,7 @@ fn a_server_is_put_under_load() {
     // People see the same.
     let mut args = vec!["bench", "serve", &first, "--clients", "2"];
     args.extend(work);
-    let said = common::good(at.path(), &args);
+    let said = good(at.path(), &args);
     assert!(said.out.contains("2 readers") && said.out.contains("tokens/s"), "{}", said.out);
 }
 
@@ -338,6 +338,68 @@ fn keys_from_a_file_open_it_and_nothing_else_does() {
     let (code, said) = server.end();
     assert_eq!(code, Some(0));
     assert!(!said.contains("key-of"), "a key in the log: {said}");
+}
+
+#[test]
+fn adapters_are_served_beside_their_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (at, run) = (folder.path(), tiny_run());
+    let base = run.to_str().expect("a path");
+    write_lora_recipe(at, base);
+    good(at, &["train", "lora.toml", "--out", "lora", "--quiet"]);
+    let set = ["--set", "adapter.experts=true", "--set", "adapter.rslora=true", "--seed", "9"];
+    good(at, &[&["train", "lora.toml", "--out", "other", "--quiet"][..], &set].concat());
+    let (first, second) = ("lora/checkpoint-6/adapter", "other/checkpoint-6/adapter=brief");
+    let weights = ["--weights", "int8"];
+
+    // Alone, each beside the weights.
+    let alone = |args: &[&str]| {
+        let ask = ["generate", base, "--ids", "5,6,7", "--max-tokens", "12", "--temperature", "0", "--ignore-eos"];
+        good(at, &[&ask[..], &weights, &["--json"], args].concat()).json()["ids"].clone()
+    };
+    let alone = [("run", alone(&[])), ("lora", alone(&["--adapter", first])), ("brief", alone(&["--adapter", second]))];
+    assert!(alone[0].1 != alone[1].1 && alone[1].1 != alone[2].1 && alone[0].1 != alone[2].1, "{alone:?}");
+
+    // Together in one server, all at once.
+    let server = Serving::start(at, &[&[base, "--adapter", first, "--adapter", second][..], &weights].concat());
+    server.wait_until_ready();
+    let models = get(&server.address, "/v1/models");
+    for (name, _) in &alone {
+        assert!(models.contains(&format!("\"id\":\"{name}\"")), "{models}");
+    }
+    assert!(models.contains("\"parent\":\"run\"") && !models.contains("checkpoint-6"), "{models}");
+    std::thread::scope(|scope| {
+        for (name, ids) in alone.iter().cycle().take(12) {
+            let address = &server.address;
+            scope.spawn(move || {
+                let ask = format!(
+                    "{{\"model\": \"{name}\", \"prompt\": [5,6,7], \"max_tokens\": 12, \"temperature\": 0, \
+                     \"ignore_eos\": true, \"return_token_ids\": true}}"
+                );
+                let answer = completion(address, &ask);
+                assert!(answer.contains(&format!("\"token_ids\":{ids}")), "{name} is {ids} alone: {answer}");
+                assert!(answer.contains(&format!("\"model\":\"{name}\"")), "{answer}");
+            });
+        }
+    });
+    let nobody = completion(&server.address, r#"{"model": "checkpoint-6", "prompt": [5], "max_tokens": 1}"#);
+    assert!(nobody.starts_with("HTTP/1.1 404") && nobody.contains("`run`, `lora`, `brief`"), "{nobody}");
+
+    // What cannot be told apart or does not fit is one line.
+    let parity = parity("moe");
+    let parity = parity.to_str().expect("a path");
+    for (args, names) in [
+        (vec![base, "--adapter", first, "--adapter", "other/checkpoint-6/adapter=lora"], "the name of another adapter"),
+        (vec![base, "--adapter", first, "--name", "lora"], "the model's name"),
+        (vec![base, "--adapter", "lora/checkpoint-6/adapter="], "a name of visible characters"),
+        (vec![base, "--adapter", first, "--adapter", "nowhere"], "nowhere"),
+        (vec![base, "--adapter", first, "--adapter", "other"], "adapter_config.json"),
+        (vec![parity, "--adapter", first], "adapter_model.safetensors"),
+    ] {
+        let all = [&["serve", "--listen", "127.0.0.1:0"][..], &args].concat();
+        let answer = bad_after_talk(at, &all, 2);
+        assert!(answer.contains(names), "{all:?}: {answer}");
+    }
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! Options that several commands share, as they are typed.
 
-use clap::{Args, ValueEnum};
+use crate::{
+    adapters::Adapter,
+    failure::{Failure, Result},
+};
+use clap::{Args, ValueEnum, builder::TypedValueParser};
 use ernie_model::WeightsAs;
-use std::path::PathBuf;
 
 /// What every command takes.
 #[derive(Clone, Debug, Args)]
@@ -29,9 +32,10 @@ pub(crate) struct WeightsOption {
     /// What to compute on: the weights as stored, or what they become while loading
     #[arg(long, value_name = "FORM", default_value = "native", hide_possible_values = false)]
     weights: WeightsForm,
-    /// An adapter beside the weights, as PEFT writes it and as a run that trains one leaves it in checkpoint-N/adapter
-    #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
+    /// An adapter beside the weights, as PEFT writes it and as a run that trains one leaves it in checkpoint-N/adapter; `serve` takes several, each
+    /// under its NAME [default: the folder's, or its run's]
+    #[arg(long, value_name = "DIR[=NAME]", value_parser = clap::builder::OsStringValueParser::new().try_map(Adapter::typed))]
+    pub(crate) adapter: Vec<Adapter>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -61,7 +65,7 @@ impl WeightsOption {
     }
 
     /// The form asked for.
-    pub(crate) fn get(&self) -> crate::failure::Result<WeightsAs> {
+    pub(crate) fn get(&self) -> Result<WeightsAs> {
         Ok(match self.weights {
             WeightsForm::Native => WeightsAs::Native,
             WeightsForm::F32 => WeightsAs::F32,
@@ -70,12 +74,20 @@ impl WeightsOption {
             WeightsForm::Int4 => WeightsAs::Int4,
         })
     }
+
+    /// Refuses several adapters, where all that runs goes through the same.
+    pub(crate) fn one_adapter(&self) -> Result<()> {
+        let [_, _, ..] = &self.adapter[..] else { return Ok(()) };
+        let names: Vec<&str> = self.adapter.iter().map(|adapter| adapter.name.as_str()).collect();
+        Err(Failure::input(format!("--adapter: {} were given ({}), expected one here", names.len(), names.join(", ")))
+            .hint("`ernie serve` takes several, and each request names its own"))
+    }
 }
 
 /// A list of token ids, `5,6,7`.
-pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
+pub(crate) fn parse_ids(text: &str) -> std::result::Result<Vec<u32>, String> {
     let inner = text.trim().trim_start_matches('[').trim_end_matches(']');
-    let ids: Result<Vec<u32>, String> = inner
+    let ids: std::result::Result<Vec<u32>, String> = inner
         .split(|c: char| c == ',' || c.is_whitespace())
         .filter(|part| !part.is_empty())
         .map(|part| {

@@ -131,6 +131,42 @@ pub fn write_tiny_recipe(folder: &Path) {
     fs::write(folder.join("recipe.toml"), TINY_RECIPE).expect("recipe");
 }
 
+/// A recipe that trains an adapter in seconds.
+const LORA_RECIPE: &str = r#"
+[model]
+weights = "BASE"
+[data]
+train = ["chats.jsonl"]
+tokenizer = "BASE"
+[batch]
+rows = 2
+seq_len = 64
+[objective]
+kind = "sft"
+[adapter]
+rank = 2
+[optimizer]
+lr = 0.02
+[schedule]
+steps = 6
+warmup = 1
+[precision]
+compute = "bf16"
+[evaluation]
+every = 0
+"#;
+
+/// What it is trained on.
+const CHATS: &str = r#"{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The fox."}]}
+{"instruction": "Where?", "input": "", "output": "In the wood."}
+"#;
+
+/// Puts `lora.toml` and its data into `folder`: an adapter beside `base`.
+pub fn write_lora_recipe(folder: &Path, base: &str) {
+    fs::write(folder.join("lora.toml"), LORA_RECIPE.replace("BASE", base)).expect("a recipe");
+    fs::write(folder.join("chats.jsonl"), CHATS).expect("data");
+}
+
 /// A run folder of the tiny recipe, trained once for all tests of a file.
 pub fn tiny_run() -> PathBuf {
     static RUN: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();

@@ -6,6 +6,7 @@
 mod limits;
 
 use crate::{
+    adapters::Adapter,
     cli::options::WeightsOption,
     commands::{VERSION, generate::cache_tokens},
     exit::Exit,
@@ -20,6 +21,7 @@ use ernie_serve::{
 };
 use limits::LimitOptions;
 use std::{
+    collections::BTreeSet,
     net::{SocketAddr, TcpListener, ToSocketAddrs},
     path::{Path, PathBuf},
     sync::Arc,
@@ -31,7 +33,8 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 /// Serve a model over HTTP, with the OpenAI API
 ///
 /// Answers at once and is ready when the model is loaded; a chat page is at `/`. SIGTERM and Ctrl-C finish what runs and
-/// leave; a second one leaves at once. docs/serving.md explains every route, limit and metric.
+/// leave; a second one leaves at once. Adapters are models of their own to callers, under their names.
+/// docs/serving.md explains every route, limit and metric.
 #[derive(Debug, clap::Args)]
 #[command(before_help = "Example:\n  ernie serve runs/quickstart\n  \
     curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\\n    \
@@ -101,8 +104,10 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         ))
         .hint("--api-key-file F names them; --no-auth serves everybody"));
     }
+    let name = args.name.clone().unwrap_or_else(|| last_part(&model.name));
     let config = Config {
-        model: args.name.clone().unwrap_or_else(|| last_part(&model.name)),
+        adapters: names(&args.weights.adapter, &name)?,
+        model: name,
         version: VERSION.to_owned(),
         limits: args.limits.get(),
         loopback_names_only: loopback && keys.is_empty() && !args.no_auth,
@@ -125,7 +130,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let load = move || {
         let tokenizer = model.tokenizer()?;
         let template = model.chat_template(tokenizer.as_ref())?;
-        let decoder = Arc::new(model.load(&weights, seed.unwrap_or(0), &printer)?.decoder);
+        let decoder = Arc::new(model.load_to_serve(&weights, seed.unwrap_or(0), &printer)?.decoder);
         let options = EngineOptions {
             max_running,
             // The server counts its own queue; the engine's must not be shorter.
@@ -145,6 +150,19 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         Err(http::Failure::Load(failure)) => Err(failure),
         Err(http::Failure::Serve(error)) => Err(error.into()),
     }
+}
+
+/// The names of the adapters, which requests can tell from each other and from the model's.
+fn names(adapters: &[Adapter], model: &str) -> Result<Vec<String>> {
+    let mut taken = BTreeSet::from([model]);
+    for Adapter { folder, name } in adapters {
+        if !taken.insert(name) {
+            let whose = if name == model { "the model's name" } else { "the name of another adapter" };
+            return Err(Failure::input(format!("--adapter {}: {name} is {whose} already", folder.display()))
+                .hint(format!("--adapter {}=NAME gives it a name of its own", folder.display())));
+        }
+    }
+    Ok(adapters.iter().map(|adapter| adapter.name.clone()).collect())
 }
 
 /// The keys that open the server; none without a file.
