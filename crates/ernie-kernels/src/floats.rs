@@ -3,6 +3,7 @@
 //! Arithmetic is in 32 bits for both. A kernel takes its numbers a piece at a time, which is the slice itself or
 //! a widened copy in the first-level cache, and gives them back the same way.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 pub use half::bf16;
@@ -115,6 +116,24 @@ impl<'a> Floats<'a> {
         }
     }
 
+    /// The first of which `f` says yes, in 32 bits.
+    pub fn find(&self, f: impl Fn(f32) -> bool) -> Option<f32> {
+        match self {
+            Floats::F32(x) => x.iter().copied().find(|&x| f(x)),
+            Floats::Bf16(x) => x.iter().map(|x| x.to_f32()).find(|&x| f(x)),
+        }
+    }
+
+    /// As they lie in a file, little-endian: without a copy where memory lies so already.
+    pub fn bytes(&self) -> Cow<'a, [u8]> {
+        match self {
+            Floats::F32(x) if cfg!(target_endian = "little") => Cow::Borrowed(bytemuck::cast_slice(x)),
+            Floats::Bf16(x) if cfg!(target_endian = "little") => Cow::Borrowed(bytemuck::cast_slice(x)),
+            Floats::F32(x) => Cow::Owned(x.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            Floats::Bf16(x) => Cow::Owned(x.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        }
+    }
+
     /// All of them, rounded where `width` is the smaller one.
     pub fn to_width(&self, width: Width) -> FloatVec {
         match (self, width) {
@@ -189,6 +208,33 @@ impl<'a> FloatsMut<'a> {
             // SAFETY: the ranges do not overlap.
             unsafe { shared.write_all(isa, range, x) };
         });
+    }
+
+    /// Replaces all of them by what [`Floats::bytes`] gave; they are given back to read.
+    ///
+    /// # Panics
+    /// When there are more or fewer bytes than they take.
+    pub fn set_bytes(self, bytes: &[u8]) -> Floats<'a> {
+        match self {
+            FloatsMut::F32(x) => {
+                assert_eq!(bytes.len(), 4 * x.len(), "floats: lengths differ");
+                x.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(x, &word)| *x = f32::from_le_bytes(word));
+                Floats::F32(x)
+            }
+            FloatsMut::Bf16(x) => {
+                assert_eq!(bytes.len(), 2 * x.len(), "floats: lengths differ");
+                x.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(x, &half)| *x = bf16::from_le_bytes(half));
+                Floats::Bf16(x)
+            }
+        }
+    }
+
+    /// As they are, to read.
+    pub fn view(&self) -> Floats<'_> {
+        match self {
+            FloatsMut::F32(x) => Floats::F32(x),
+            FloatsMut::Bf16(x) => Floats::Bf16(x),
+        }
     }
 
     /// Some of them.

@@ -190,6 +190,29 @@ pub fn attention_backward(
     (narrow(dq), narrow(dk), narrow(dv))
 }
 
+/// One step of AdamW on moments in bf16, which are rounded by the kernel's own draws: weight, first and second moment of each element.
+pub fn adamw_rounding(
+    [w, g, m, v]: [&[f32]; 4],
+    adamw: &crate::adamw::AdamW,
+    step: i32,
+    grad_scale: f32,
+    key: u64,
+) -> Vec<[f32; 3]> {
+    let correct = |beta: f64| 1.0 - beta.powi(step);
+    let one = |at: usize| {
+        let g = f64::from(g[at] * grad_scale);
+        let m = adamw.beta1 * f64::from(m[at]) + (1.0 - adamw.beta1) * g;
+        let v = adamw.beta2 * f64::from(v[at]) + (1.0 - adamw.beta2) * g * g;
+        let root = (v / correct(adamw.beta2)).sqrt() + adamw.eps;
+        let w = f64::from(w[at]) * (1.0 - adamw.lr * adamw.weight_decay) - adamw.lr / correct(adamw.beta1) * m / root;
+        let (piece, place) = (at / crate::pool::GRAIN * crate::pool::GRAIN, (at % crate::pool::GRAIN) as u32);
+        let [first, second] = crate::adamw::draws(crate::adamw::piece_key(key, piece), place);
+        let kept = |draw: u32, x: f64| crate::adamw::rounded_by(draw, x as f32).to_f32();
+        [w as f32, kept(first, m), kept(second, v)]
+    };
+    (0..w.len()).map(one).collect()
+}
+
 /// Rows of activations rounded to bytes and multiplied by a packed matrix, by the definition in [`mod@crate::packed`]: every
 /// level's result, bit for bit, and the one twin here that is not in double precision.
 pub fn packed(x: &[f32], w: &Matrix) -> Vec<f32> {
