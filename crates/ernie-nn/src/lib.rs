@@ -4,7 +4,7 @@
 //! family, of files or of text. Three ideas carry it:
 //!
 //! * a [`Value`] is a tensor that remembers how it was made; [`Value::backward`] walks that memory once
-//!   and frees it as it goes. This small tape is ours because the ops here have more inputs than candle's
+//!   and frees it as it goes, and may say when a parameter's gradient is whole ([`Value::backward_telling`]). This small tape is ours because the ops here have more inputs than candle's
 //!   `CustomOp` allows, and because activations must be freed when they are used, not when the loss is;
 //! * a [`Parameter`] is a named leaf with a gradient; an optimiser changes it in place;
 //! * a [`Linear`] is the one way to multiply by a weight, whatever number format the weight is stored in.
@@ -29,13 +29,14 @@ pub mod ops;
 mod packed;
 mod parameter;
 mod slice;
+mod tape;
 mod through;
 mod value;
 mod weight;
 
 pub use candle_core::Tensor;
-/// In which width floats are held.
-pub use ernie_kernels::floats::Width;
+/// Floats in one of two widths, and which that is.
+pub use ernie_kernels::floats::{Floats, FloatsMut, Width, bf16};
 /// Bytes that start on a cache line: what pages of a cache are made of.
 pub use ernie_kernels::packed::Buffer;
 /// Arithmetic over slices that rooms above need as it is: the optimiser's pass, stored formats, rounding to int8, a look over
@@ -46,6 +47,7 @@ pub use linear::{Adapter, Linear};
 pub use ops::attention::{CacheFormat, Heads, PAGE, Span};
 pub use packed::{Blocks, Float, Form, Kind, Packed, Packer, Scales};
 pub use parameter::Parameter;
+pub use tape::{Recording, no_grad};
 pub use through::{Each, Through};
-pub use value::{Recording, Value, no_grad};
+pub use value::Value;
 pub use weight::Weight;

@@ -1,22 +1,15 @@
-//! A tensor that remembers how it was made, and the walk that turns that memory into gradients.
+//! A tensor that remembers how it was made.
 //!
-//! Reverse-mode differentiation over a graph that is recorded while it runs. A node holds its parents and
-//! one closure that maps the gradient of its output to the gradients of its parents. Nodes are numbered
-//! in the order they are made, so descending numbers are a topological order and the walk is a heap.
-//! Each closure is taken out as it is used: what it captured (the activations) is freed there and then.
+//! Reverse-mode differentiation over a graph that is recorded while it runs ([`crate::tape`]). A node holds its parents and
+//! one closure that maps the gradient of its output to the gradients of its parents.
 
-use std::cell::Cell;
-use std::collections::{BinaryHeap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
 
-use crate::slice::{Slice, View, sum as add, tensor, wide, width};
+use crate::slice::{Slice, View, tensor, wide, width};
+use crate::tape::{self, Kind, Node, is_recording};
 use crate::{Error, Parameter, Result, Width};
-
-/// Gradient of the output → one gradient for each parent, in order; `None` where the parent needs none.
-type Backward = Box<dyn FnOnce(&Tensor) -> Result<Vec<Option<Tensor>>> + Send>;
 
 /// A tensor of f32 (or, between the ops of a layer that is trained in bf16, of bf16) and, while recording, the node that made it. Cheap to clone.
 #[derive(Clone)]
@@ -54,44 +47,6 @@ impl Kept {
     }
 }
 
-struct Node {
-    id: u64,
-    kind: Kind,
-}
-
-enum Kind {
-    Leaf(Arc<Parameter>),
-    Op { parents: Vec<Option<Arc<Node>>>, backward: Mutex<Option<Backward>> },
-}
-
-static NEXT_ID: AtomicU64 = AtomicU64::new(0);
-
-thread_local! {
-    static RECORDING: Cell<bool> = const { Cell::new(true) };
-}
-
-/// Runs `f` without recording on this thread: its values have no memory and cost none.
-pub fn no_grad<T>(f: impl FnOnce() -> T) -> T {
-    let _guard = Recording::set(false);
-    f()
-}
-
-/// Restores what it found when dropped, so that an early return or a panic cannot leave recording off.
-pub struct Recording(bool);
-
-impl Recording {
-    /// Switches recording on this thread until the guard is dropped.
-    pub fn set(on: bool) -> Self {
-        Self(RECORDING.replace(on))
-    }
-}
-
-impl Drop for Recording {
-    fn drop(&mut self) {
-        RECORDING.set(self.0);
-    }
-}
-
 impl Value {
     /// A value without memory: no gradient flows into it.
     pub fn constant(tensor: Tensor) -> Self {
@@ -108,9 +63,27 @@ impl Value {
 
     /// The leaf of `parameter`: recorded when it is trainable and recording is on.
     pub(crate) fn leaf(parameter: &Arc<Parameter>) -> Self {
-        let record = RECORDING.get() && parameter.is_trainable();
-        let node = record.then(|| Arc::new(Node::new(Kind::Leaf(parameter.clone()))));
+        let record = is_recording() && parameter.is_trainable();
+        let node = record.then(|| Node::new(Kind::Leaf(parameter.clone())));
         Self { tensor: parameter.tensor().clone(), node, kept: None }
+    }
+
+    /// Where a graph begins that is walked by itself: what its gradient is, [`Self::arrived`] says.
+    pub(crate) fn input(tensor: Tensor) -> Self {
+        Self { tensor, node: Some(Node::new(Kind::Input(Mutex::new(None)))), kept: None }
+    }
+
+    /// Takes the gradient that arrived at an [`Self::input`].
+    pub(crate) fn arrived(&self) -> Option<Tensor> {
+        match &self.node.as_ref()?.kind {
+            Kind::Input(arrived) => arrived.lock().unwrap_or_else(PoisonError::into_inner).take(),
+            Kind::Leaf(_) | Kind::Op { .. } => None,
+        }
+    }
+
+    /// The node that made it, while recorded.
+    pub(crate) fn node(&self) -> Option<&Arc<Node>> {
+        self.node.as_ref()
     }
 
     /// The result of an op. `backward` is kept only if a gradient is wanted by some parent.
@@ -121,7 +94,7 @@ impl Value {
     ) -> Self {
         let node = needs_grad(parents).then(|| {
             let parents = parents.iter().map(|parent| parent.node.clone()).collect();
-            Arc::new(Node::new(Kind::Op { parents, backward: Mutex::new(Some(Box::new(backward))) }))
+            Node::new(Kind::Op { parents, backward: Mutex::new(Some(Box::new(backward))) })
         });
         Self { tensor: output, node, kept: None }
     }
@@ -223,79 +196,32 @@ impl Value {
     /// # Errors
     /// [`Error::Backward`] if the value is not a recorded scalar, or was walked before.
     pub fn backward(&self) -> Result<()> {
+        tape::walk(self.seed()?, None)
+    }
+
+    /// As [`Self::backward`], and `told` of each parameter as soon as its gradient is whole: where it is used more than once, when all uses have
+    /// been passed. It may then be changed and its gradient forgotten, while those before it in the model are still to come. A parameter that no
+    /// gradient reaches is not named.
+    ///
+    /// # Errors
+    /// As there, and what `told` fails with.
+    pub fn backward_telling(&self, mut told: impl FnMut(&Arc<Parameter>) -> Result<()>) -> Result<()> {
+        tape::walk(self.seed()?, Some(&mut told))
+    }
+
+    /// Where a walk begins: the gradient of a scalar towards itself.
+    fn seed(&self) -> Result<Vec<(Arc<Node>, Tensor)>> {
         if self.tensor.elem_count() != 1 {
             return Err(Error::Backward("only a scalar has a gradient to start from"));
         }
         let root = self.node.clone().ok_or(Error::Backward("nothing was recorded"))?;
-        let mut gradients = HashMap::from([(root.id, tensor(vec![1.0], self.shape())?)]);
-        let mut queue = BinaryHeap::from([root]);
-        while let Some(node) = queue.pop() {
-            // A node that several children pushed is met several times in a row; the first takes all.
-            let Some(gradient) = gradients.remove(&node.id) else { continue };
-            match &node.kind {
-                Kind::Leaf(parameter) => parameter.accumulate(gradient)?,
-                Kind::Op { parents, backward } => {
-                    let backward = backward.lock().ok().and_then(|mut slot| slot.take());
-                    let backward = backward.ok_or(Error::Backward("this graph was walked before"))?;
-                    for (parent, share) in parents.iter().zip(backward(&gradient)?) {
-                        let (Some(parent), Some(share)) = (parent, share) else { continue };
-                        match gradients.remove(&parent.id) {
-                            Some(sum) => gradients.insert(parent.id, add(&sum, &share)?),
-                            None => {
-                                queue.push(parent.clone());
-                                gradients.insert(parent.id, share)
-                            }
-                        };
-                    }
-                }
-            }
-        }
-        Ok(())
+        Ok(vec![(root, tensor(vec![1.0], self.shape())?)])
     }
 }
 
 /// Whether any of `parents` asks for a gradient while this thread records.
 pub(crate) fn needs_grad(parents: &[&Value]) -> bool {
-    RECORDING.get() && parents.iter().any(|parent| parent.node.is_some())
-}
-
-impl Node {
-    fn new(kind: Kind) -> Self {
-        Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), kind }
-    }
-}
-
-// A long chain of values must not be dropped by recursion: a deep graph would overflow the stack.
-impl Drop for Node {
-    fn drop(&mut self) {
-        let mut pending = Vec::new();
-        if let Kind::Op { parents, .. } = &mut self.kind {
-            pending.append(parents);
-        }
-        while let Some(parent) = pending.pop() {
-            let Some(mut node) = parent.and_then(Arc::into_inner) else { continue };
-            if let Kind::Op { parents, .. } = &mut node.kind {
-                pending.append(parents);
-            }
-        }
-    }
-}
-
-impl PartialEq for Node {
-    fn eq(&self, other: &Self) -> bool {
-        self.id == other.id
-    }
-}
-impl Eq for Node {}
-impl PartialOrd for Node {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Node {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.id.cmp(&other.id)
-    }
+    is_recording() && parents.iter().any(|parent| parent.node.is_some())
 }
 
 impl std::fmt::Debug for Value {

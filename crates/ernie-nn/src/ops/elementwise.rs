@@ -17,7 +17,7 @@ pub fn add(a: &Value, b: &Value) -> Result<Value> {
 }
 
 /// A gradient as it came. A leaf keeps it and adds to it where it lies, so it gets one of its own.
-fn passed_on(gradient: &Tensor, leaf: bool) -> Result<Tensor> {
+pub(super) fn passed_on(gradient: &Tensor, leaf: bool) -> Result<Tensor> {
     Ok(if leaf { gradient.copy()? } else { gradient.clone() })
 }
 
