@@ -7,6 +7,7 @@ use ernie_nn::{Heads, Linear, Parameter, Value, ops};
 use super::layer::{self, Pass};
 use crate::Result;
 
+#[derive(Clone)]
 pub(crate) struct Attention {
     pub(crate) q_proj: Linear,
     pub(crate) k_proj: Linear,
@@ -22,7 +23,7 @@ impl Attention {
         let q = pass.keep(ops::rope(&pass.keep(q)?, &pass.angles)?)?;
         let k = pass.keep(ops::rope(&pass.keep(k)?, &pass.angles)?)?;
         let v = pass.keep(v)?;
-        let spans = &pass.tokens.spans;
+        let spans = pass.spans;
         let out = match &mut pass.cache {
             Some(cache) => cache.attend(pass.layer, &q, &k, &v, spans, self.heads)?,
             None => ops::attention(&q, &k, &v, spans, self.heads)?,

@@ -95,7 +95,19 @@ impl Builder<'_> {
             None => Vec::new(),
         };
         let (lm_head, activations) = (Linear::new(lm_head, None), self.activations);
-        Ok(Decoder { config, embed_tokens, layers, norm, lm_head, mtp, activations, adapters: 0, usual: None })
+        let decoder = Decoder {
+            config,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+            mtp,
+            activations,
+            recompute: false,
+            adapters: 0,
+            usual: None,
+        };
+        Ok(decoder)
     }
 
     fn mtp(&mut self, config: &ModelConfig, index: usize) -> Result<MtpModule> {

@@ -8,14 +8,14 @@ use ernie_nn::{Parameter, Through, Value};
 use super::attention::Attention;
 use super::mlp::Mlp;
 use super::norm::RmsNorm;
-use super::{Activations, KvCache, MoeLayer, Probe, Tokens};
+use super::{Activations, KvCache, MoeLayer, Probe, Span};
 use crate::Result;
 
 /// What travels through a pass beside the residual stream.
 pub(crate) struct Pass<'a> {
     /// The layer that runs now.
     pub(crate) layer: usize,
-    pub(crate) tokens: &'a Tokens,
+    pub(crate) spans: &'a [Span],
     pub(crate) through: Through,
     pub(crate) angles: Angles,
     pub(crate) cache: Option<&'a mut dyn KvCache>,
@@ -40,11 +40,14 @@ impl Pass<'_> {
 }
 
 /// The feed-forward of a layer: one MLP, or experts.
+#[derive(Clone)]
 pub(crate) enum FeedForward {
     Dense(Mlp),
     Moe(MoeLayer),
 }
 
+/// A layer. Clones share their weights.
+#[derive(Clone)]
 pub(crate) struct DecoderLayer {
     pub(crate) input_layernorm: RmsNorm,
     pub(crate) self_attn: Attention,

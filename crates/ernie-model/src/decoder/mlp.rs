@@ -7,6 +7,7 @@ use ernie_nn::{Linear, Parameter, Through, Value, ops};
 use super::{Activations, layer};
 use crate::Result;
 
+#[derive(Clone)]
 pub(crate) struct Mlp {
     pub(crate) gate_proj: Linear,
     pub(crate) up_proj: Linear,

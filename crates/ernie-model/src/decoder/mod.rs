@@ -18,6 +18,7 @@ mod moe;
 mod mtp;
 mod norm;
 mod probe;
+mod recompute;
 mod tokens;
 
 pub use adapt::{Adaptation, TARGETS};
@@ -67,6 +68,7 @@ pub struct Decoder {
     /// Only where they are trained.
     mtp: Vec<MtpModule>,
     activations: Activations,
+    recompute: bool,
     /// How many adapters there are.
     adapters: usize,
     /// The adapter of rows that name none.
@@ -102,7 +104,7 @@ impl Decoder {
         let (through, config) = (tokens.through(self.adapters, self.usual)?, &self.config);
         let mut pass = Pass {
             layer: 0,
-            tokens,
+            spans: &tokens.spans,
             through,
             angles: Angles::new(&tokens.positions, config.head_dim, config.rope_theta),
             // The casts shorten the borrow of what is behind the reference, which an `Option` alone does not.
@@ -114,7 +116,7 @@ impl Decoder {
         pass.probe.record("embed_out", &x);
         for (index, layer) in self.layers.iter().enumerate() {
             pass.layer = index;
-            x = layer.forward(&x, &mut pass)?;
+            x = self.run(layer, &x, &mut pass)?;
         }
         Ok(x)
     }

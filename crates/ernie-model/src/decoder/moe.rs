@@ -9,12 +9,13 @@ use super::layer::{self, Pass};
 use super::mlp::Mlp;
 use crate::{Error, Result};
 
-/// The feed-forward of a MoE layer. The router is f32 in every mode.
+/// The feed-forward of a MoE layer. The router is f32 in every mode. Clones share what is trained and the correction bias.
+#[derive(Clone)]
 pub struct MoeLayer {
     gate: Linear,
     /// `moe_statics.e_score_correction_bias`: added to the probabilities for selection only. Not trained by
     /// gradients; empty where the model has none.
-    correction_bias: RwLock<Vec<f32>>,
+    correction_bias: Arc<RwLock<Vec<f32>>>,
     experts: Vec<Expert>,
     /// The same experts one by one, where they have adapters or must pass a gradient through packed weights; else empty.
     opened: Vec<Mlp>,
@@ -33,7 +34,7 @@ impl MoeLayer {
     ) -> Self {
         Self {
             gate,
-            correction_bias: RwLock::new(correction_bias),
+            correction_bias: Arc::new(RwLock::new(correction_bias)),
             experts,
             opened: Vec::new(),
             shared_experts,

@@ -64,14 +64,14 @@ impl Decoder {
         let u = ops::widen(&here.linear_proj.forward(&both, &Through::Weights)?)?;
         let mut pass = Pass {
             layer: self.layers.len() + module,
-            tokens,
+            spans: &tokens.spans,
             through: Through::Weights,
             angles: Angles::new(&tokens.positions, self.config.head_dim, self.config.rope_theta),
             cache: None,
             probe: &mut (),
             activations: self.activations,
         };
-        here.block.forward(&u, &mut pass)
+        self.run(&here.block, &u, &mut pass)
     }
 }
 

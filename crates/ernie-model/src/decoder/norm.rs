@@ -8,6 +8,7 @@ use super::Activations;
 use crate::Result;
 
 /// `w · x / rms(x)`; the statistic is f32 in every mode.
+#[derive(Clone)]
 pub(crate) struct RmsNorm {
     weight: Arc<Parameter>,
     eps: f64,
