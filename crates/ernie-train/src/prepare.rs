@@ -72,6 +72,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
             );
         }
     }
+    decoder.set_recompute(recipe.batch.recompute);
     let references = match recipe.objective.asks_reference() {
         true => reference::references(out, &mut loader, held_out.as_mut(), options.asked, |ask| match &newest {
             // What was saved has learned; the reference is what it began with.
@@ -83,6 +84,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
     let (ratio, is_b) = (recipe.adapter.b_lr_ratio, |name: &str| name.ends_with(".lora_B.weight"));
     let mut optimizer = Optimizer::new(&decoder.trained(), &recipe.optimizer)
         .in_width(recipe.precision.compute.into())
+        .seeded(recipe.seed)
         .with_lr_share(|name| if is_b(name) { ratio } else { 1.0 });
     let mut average = match recipe.optimizer.ema {
         0.0 => None,
@@ -169,6 +171,8 @@ fn same_recipe(then: &Recipe, now: &Recipe, made: u64, path: &Path) -> Result<()
         recipe.schedule.steps = 0;
         recipe.checkpoint = Default::default();
         recipe.evaluation = Default::default();
+        // The same bits either way.
+        (recipe.optimizer.in_backward, recipe.batch.recompute) = (false, false);
         // What the files hold is compared by the loader, whose word on it is better.
         recipe.data.train = Vec::new();
         recipe.data.held_out = Vec::new();

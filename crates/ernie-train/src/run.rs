@@ -74,7 +74,7 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::NotEmpty`] for a folder with something in it and no `resume`; [`Error::Resume`] where the recipe or the data are not those of
-    /// the checkpoint (`schedule.steps` may be raised, or lowered while no rate would have been another; `[checkpoint]` and `[evaluation]` may change); whatever the recipe's files are at fault for.
+    /// the checkpoint (`schedule.steps` may be raised, or lowered while no rate would have been another; `[checkpoint]`, `[evaluation]` and what changes no bit may change); whatever the recipe's files are at fault for.
     pub fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Self> {
         prepare::prepare(recipe, options)
     }
@@ -148,7 +148,8 @@ impl Trainer {
     /// Makes one optimiser step.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] before anything is changed by a loss or gradient that is not a number.
+    /// [`Error::NotFinite`] before anything is changed by a loss or gradient that is not a number; with `optimizer.in_backward` by a loss, for what is made
+    /// before such a gradient is met has been made by then.
     pub fn step(&mut self) -> Result<StepReport> {
         let began = Instant::now();
         let number = self.step + 1;
@@ -156,18 +157,23 @@ impl Trainer {
             (0..self.recipe.batch.grad_accum).map(|_| self.loader.next()).collect::<ernie_data::Result<Vec<_>>>()?;
         let positions: usize = micro_batches.iter().map(|batch| batch.ids.len()).sum();
 
+        let lr = self.recipe.optimizer.lr * schedule::share(&self.recipe.schedule, self.step);
+        let in_backward = self.recipe.optimizer.in_backward;
         self.optimizer.zero_grad();
         let measured = {
             let (objective, reference) = (&self.recipe.objective, &self.references.train);
-            step::accumulate_beside(&self.decoder, &micro_batches, objective, reference)?
+            let (decoder, optimizer) = (&self.decoder, &mut self.optimizer);
+            let mut update = |parameter: &_| optimizer.update(parameter, lr);
+            let told = in_backward.then_some(&mut update as step::Told<'_>);
+            step::accumulate_beside(decoder, &micro_batches, objective, reference, told)?
         };
         self.must_be_finite(number, "loss", measured.loss + measured.router_loss + measured.mtp_loss.unwrap_or(0.0))?;
-        let grad_norm = self.optimizer.grad_norm()?;
+        let grad_norm = if in_backward { self.optimizer.finish(lr)? } else { self.optimizer.grad_norm()? };
         self.must_be_finite(number, "grad_norm", grad_norm)?;
-
-        let lr = self.recipe.optimizer.lr * schedule::share(&self.recipe.schedule, self.step);
-        self.optimizer.step(lr, self.optimizer.clip_factor(grad_norm))?;
-        self.optimizer.zero_grad();
+        if !in_backward {
+            self.optimizer.step(lr, self.optimizer.clip_factor(grad_norm))?;
+            self.optimizer.zero_grad();
+        }
         // Beside an adapter the model stays as it is, its routers' biases too.
         if self.recipe.adapter.rank == 0 {
             measured.dispatch.correct_bias(&self.decoder, self.recipe.objective.router_bias_rate)?;

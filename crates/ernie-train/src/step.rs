@@ -4,9 +4,11 @@
 //! leave the same gradient; what the routers' balance loss must know of the whole step is gathered first, in a pass of its own, and only
 //! when there is more than one micro-batch to gather over.
 
+use std::sync::Arc;
+
 use ernie_data::Batch;
 use ernie_model::{Decoder, Tokens};
-use ernie_nn::{no_grad, ops};
+use ernie_nn::{Parameter, no_grad, ops};
 
 use crate::balance::{Dispatch, Routings, router_loss};
 use crate::error::{Error, Result};
@@ -38,20 +40,38 @@ impl StepLoss {
     }
 }
 
+/// Is told of a parameter as soon as its gradient of the whole step is there.
+pub(crate) type Told<'a> = &'a mut dyn FnMut(&Arc<Parameter>) -> ernie_nn::Result<()>;
+
 /// Adds the gradient of one step over `micro_batches` into the parameters of `decoder`.
 ///
 /// # Errors
 /// [`Error::NoData`] if no token of the step is unmasked.
 pub fn accumulate(decoder: &Decoder, micro_batches: &[Batch], settings: &Objective) -> Result<StepLoss> {
-    accumulate_beside(decoder, micro_batches, settings, &Reference::new())
+    accumulate_beside(decoder, micro_batches, settings, &Reference::new(), None)
 }
 
-/// As [`accumulate`], with what the reference said of the answers, which a loss of preferences may ask for.
+/// As [`accumulate`], and `told` of each parameter as soon as its gradient is whole, which is while the last micro-batch is walked back
+/// ([`ernie_nn::Value::backward_telling`]): [`crate::optimizer::Optimizer::update`] may then use it up. Nobody is told of a step whose loss is not a number.
+///
+/// # Errors
+/// As there, and what `told` fails with.
+pub fn accumulate_telling(
+    decoder: &Decoder,
+    micro_batches: &[Batch],
+    settings: &Objective,
+    mut told: impl FnMut(&Arc<Parameter>) -> ernie_nn::Result<()>,
+) -> Result<StepLoss> {
+    accumulate_beside(decoder, micro_batches, settings, &Reference::new(), Some(&mut told))
+}
+
+/// As both, with what the reference said of the answers, which a loss of preferences may ask for.
 pub(crate) fn accumulate_beside(
     decoder: &Decoder,
     micro_batches: &[Batch],
     settings: &Objective,
     reference: &Reference,
+    mut told: Option<Told<'_>>,
 ) -> Result<StepLoss> {
     let positions: usize = micro_batches.iter().map(|batch| batch.ids.len()).sum();
     let units: usize = micro_batches.iter().map(|batch| objective::units(settings.kind, batch)).sum();
@@ -96,8 +116,14 @@ pub(crate) fn accumulate_beside(
             value = ops::add(&value, &term)?;
         }
         drop(routings);
-        value.backward()?;
         sum += loss.sum;
+        // A loss that is no number has no gradient: whoever asks for it sees that nothing was changed.
+        let finite = (sum + router + mtp_sum).is_finite();
+        match &mut told {
+            Some(told) if finite && index + 1 == micro_batches.len() => value.backward_telling(told)?,
+            _ if finite => value.backward()?,
+            _ => {}
+        }
         row_losses.push(loss.row_losses);
         if let Some(of_batch) = loss.preferred {
             preferred.get_or_insert_default().join(&of_batch);

@@ -6,6 +6,7 @@ use std::path::Path;
 use ernie_files::{Checkpoint, Dtype};
 use ernie_model::Decoder;
 use ernie_model::decoder::bias_name;
+use ernie_nn::{Floats, FloatsMut, Width};
 
 use super::{AVERAGE_FILE, MASTERS_FILE, MOMENTS_FILE, RECIPE_FILE, STATE_FILE, STATE_FOLDER, State, read_state};
 use crate::average::Average;
@@ -42,10 +43,10 @@ pub(crate) fn restore(
     let mut moments = Tensors::open(&training.join(MOMENTS_FILE))?;
     optimizer.restore(state.optimizer_steps, |name, shape, first, second| {
         moments.read(&format!("{name}.first"), shape, first)?;
-        if !second.is_empty() {
-            moments.read(&format!("{name}.second"), shape, second)?;
+        if second.is_empty() {
+            return Ok(());
         }
-        match second.iter().find(|value| **value < 0.0) {
+        match moments.read(&format!("{name}.second"), shape, second)?.find(|value| value < 0.0) {
             Some(value) => {
                 Err(Error::state(&moments.path, format!("{name}.second holds {value}, expected no negative number")))
             }
@@ -55,7 +56,7 @@ pub(crate) fn restore(
     moments.finish()?;
     if let Some(average) = average {
         let mut averages = Tensors::open(&training.join(AVERAGE_FILE))?;
-        average.restore(|name, shape, values| averages.read(name, shape, values))?;
+        average.restore(|name, shape, values| averages.read(name, shape, values).map(drop))?;
         averages.finish()?;
     }
     Ok(state)
@@ -67,7 +68,7 @@ pub(crate) fn read_recipe(path: &Path) -> Result<Recipe> {
     Recipe::load(&file, &[], Path::new("/"))
 }
 
-/// A file of f32 tensors of which none may be left over.
+/// A file of floats of which none may be left over.
 struct Tensors {
     path: std::path::PathBuf,
     file: Checkpoint,
@@ -81,20 +82,24 @@ impl Tensors {
         Ok(Self { path: path.to_owned(), file, unread })
     }
 
-    fn read(&mut self, name: &str, shape: &[usize], into: &mut [f32]) -> Result<()> {
+    /// Fills `into` with a tensor of its width, and gives that back to look at.
+    fn read<'a>(&mut self, name: &str, shape: &[usize], into: impl Into<FloatsMut<'a>>) -> Result<Floats<'a>> {
+        let into = into.into();
+        let (dtype, width) = match into.view().width() {
+            Width::F32 => (Dtype::F32, 4),
+            Width::Bf16 => (Dtype::Bf16, 2),
+        };
         let wrong = |message: String| Err(Error::state(&self.path, format!("tensor {name}: {message}")));
         let Some(info) = self.file.info(name) else { return wrong("missing".into()) };
-        if info.dtype != Dtype::F32 || info.shape != shape {
-            return wrong(format!("is {} {:?}, expected F32 {shape:?}", info.dtype, info.shape));
+        if info.dtype != dtype || info.shape != shape {
+            return wrong(format!("is {} {:?}, expected {dtype} {shape:?}", info.dtype, info.shape));
         }
         let bytes = self.file.bytes(name)?;
-        let (words, rest) = bytes.as_chunks::<4>();
-        if words.len() != into.len() || !rest.is_empty() {
-            return wrong(format!("has {} bytes, expected {}", bytes.len(), 4 * into.len()));
+        if bytes.len() != width * into.len() {
+            return wrong(format!("has {} bytes, expected {}", bytes.len(), width * into.len()));
         }
-        into.iter_mut().zip(words).for_each(|(value, word)| *value = f32::from_le_bytes(*word));
         self.unread.remove(name);
-        Ok(())
+        Ok(into.set_bytes(&bytes))
     }
 
     fn finish(self) -> Result<()> {

@@ -6,7 +6,7 @@
 //!   adapter/                 of a run that trains one: as PEFT reads it; the weights above have its change in them
 //!   training_state/
 //!     masters.safetensors    every trained tensor and correction bias, f32
-//!     moments.safetensors    NAME.first and NAME.second for every trained tensor
+//!     moments.safetensors    NAME.first and NAME.second for every trained tensor, f32 or (`optimizer.moments`) bf16
 //!     average.safetensors    of a run with `optimizer.ema`: the running average of every trained tensor, which is what is published
 //!     recipe.toml            the resolved recipe
 //!     state.json             step, loader position, commit, and the size of every file: written last

@@ -10,6 +10,7 @@ use ernie_files::safetensors::Writer;
 use ernie_files::{Dtype, TensorInfo};
 use ernie_model::Decoder;
 use ernie_model::weights::{Kept, SaveAs, write_adapter};
+use ernie_nn::Width;
 
 use super::{
     ADAPTER_FOLDER, AVERAGE_FILE, MASTERS_FILE, MOMENTS_FILE, RECIPE_FILE, STATE_FILE, STATE_FOLDER, State, complete,
@@ -126,13 +127,16 @@ fn moments(path: &Path, optimizer: &Optimizer) -> Result<()> {
         .flat_map(|m| {
             // Muon has no second moment.
             let kept = [("first", m.first), ("second", m.second)].into_iter().filter(|(_, values)| !values.is_empty());
-            kept.map(move |(which, _)| TensorInfo::new(format!("{}.{which}", m.name), Dtype::F32, m.shape.to_vec()))
+            kept.map(move |(which, values)| {
+                let dtype = if values.width() == Width::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
+                TensorInfo::new(format!("{}.{which}", m.name), dtype, m.shape.to_vec())
+            })
         })
         .collect();
     let mut writer = Writer::create(path, &infos, &BTreeMap::new())?;
     for m in optimizer.moments() {
-        writer.write(&bytes(m.first))?;
-        writer.write(&bytes(m.second))?;
+        writer.write(&m.first.bytes())?;
+        writer.write(&m.second.bytes())?;
     }
     Ok(writer.finish()?)
 }

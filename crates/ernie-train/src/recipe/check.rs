@@ -1,6 +1,6 @@
 //! What a recipe must hold to be a run: every rule in one list, every broken one reported.
 
-use super::{Base, Float, Format, ObjectiveKind, Recipe, SamplerKind, TokenizerSource};
+use super::{Base, Float, Format, ObjectiveKind, OnNan, OptimizerKind, Recipe, SamplerKind, TokenizerSource};
 use crate::error::{Error, Result};
 
 /// Largest count of anything that a recipe may ask for; keeps products inside 64 bits.
@@ -151,6 +151,30 @@ fn optimisation(recipe: &Recipe, problems: &mut Problems) {
 
     problems.expect((0.0..1.0).contains(&optimizer.ema), "optimizer.ema", || {
         format!("expected a number of at least 0 and below 1, got {}", optimizer.ema)
+    });
+
+    if optimizer.in_backward {
+        let key = "optimizer.in_backward";
+        problems.expect(optimizer.clip == 0.0, key, || {
+            format!(
+                "the norm that bounds is known when all gradients are there; expected optimizer.clip = 0, got {}",
+                optimizer.clip
+            )
+        });
+        let parts = recipe.batch.grad_accum;
+        problems.expect(parts == 1, key, || {
+            format!(
+                "the gradients of several micro-batches wait for the last; expected batch.grad_accum = 1, got {parts}"
+            )
+        });
+        problems.expect(optimizer.on_nan != OnNan::Skip, key, || {
+            "a step that is half made cannot be passed over; expected optimizer.on_nan = \"stop\" or \"rollback\""
+                .into()
+        });
+    }
+    let narrow = optimizer.moments == Float::Bf16;
+    problems.expect(!narrow || optimizer.kind == OptimizerKind::Adamw, "optimizer.moments", || {
+        "the momentum of Muon is kept in f32; expected \"f32\", or optimizer.kind = \"adamw\"".into()
     });
 
     let adapter = &recipe.adapter;

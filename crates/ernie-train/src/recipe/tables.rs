@@ -114,11 +114,13 @@ pub struct BatchSize {
     pub seq_len: usize,
     /// Micro-batches in a step.
     pub grad_accum: usize,
+    /// Whether a layer keeps its input alone on the way forward and is run again on the way back.
+    pub recompute: bool,
 }
 
 impl Default for BatchSize {
     fn default() -> Self {
-        Self { rows: 8, seq_len: 256, grad_accum: 1 }
+        Self { rows: 8, seq_len: 256, grad_accum: 1, recompute: false }
     }
 }
 
@@ -370,6 +372,10 @@ pub struct Optimizer {
     pub decay: Decay,
     /// Largest global norm of the gradient, 0 = no clipping.
     pub clip: f64,
+    /// Whether a parameter is updated, and its gradient forgotten, as soon as that is whole on the way back.
+    pub in_backward: bool,
+    /// Format of AdamW's moments.
+    pub moments: Float,
     /// Learning rate of the router's weight as a share of `lr`.
     pub gate_lr_ratio: f64,
     /// Decay of a running average of the weights, which is evaluated and published in their place; 0 = none.
@@ -389,6 +395,8 @@ impl Default for Optimizer {
             weight_decay: 0.1,
             decay: Decay::Matrices,
             clip: 1.0,
+            in_backward: false,
+            moments: Float::F32,
             gate_lr_ratio: 1.0,
             ema: 0.0,
             on_nan: OnNan::Stop,
@@ -455,7 +463,7 @@ impl From<Float> for Width {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Precision {
-    /// Format of products and of what is kept for the backward pass; weights, moments, sums and the router are f32 either way.
+    /// Format of products and of what is kept for the backward pass; weights, sums and the router are f32 either way.
     pub compute: Float,
 }
 

@@ -132,7 +132,7 @@ fn recipe(seed: u64, steps: u64) -> Result<Recipe> {
             tokenizer: tables::TokenizerSource::Train(tables::TrainTokenizer { train: VOCAB }),
             ..Default::default()
         },
-        batch: tables::BatchSize { rows: ROWS, seq_len: SEQ_LEN, grad_accum: 1 },
+        batch: tables::BatchSize { rows: ROWS, seq_len: SEQ_LEN, grad_accum: 1, ..tables::BatchSize::default() },
         // The published pace is for hundreds of thousands of steps; experts of a short run must find their balance sooner.
         objective: tables::Objective { router_bias_rate: 0.01, router_balance: 0.01, ..Default::default() },
         optimizer: tables::Optimizer { lr: LEARNING_RATE, ..Default::default() },
