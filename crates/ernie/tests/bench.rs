@@ -83,6 +83,12 @@ fn training_steps_are_measured() {
     let bf16 = good(at.path(), &[&args[..], &["--compute", "bf16", "--json"]].concat()).json();
     assert_eq!(bf16["compute"], "bf16");
     assert!(bf16["loss_last"].as_f64() < bf16["loss_first"].as_f64(), "{bf16}");
+    // In less memory: the same bits, but where moments are rounded.
+    let less = good(at.path(), &[&args[..], &["--in-backward", "--recompute", "--json"]].concat()).json();
+    assert_eq!((&less["loss_last"], &less["in_backward"]), (&json["loss_last"], &true.into()));
+    let narrow = good(at.path(), &[&args[..], &["--moments", "bf16", "--json"]].concat()).json();
+    assert!(narrow["loss_last"].as_f64() < narrow["loss_first"].as_f64() && narrow["moments"] == "bf16", "{narrow}");
+    assert_ne!(narrow["loss_last"], json["loss_last"]);
 }
 
 #[test]
@@ -99,6 +105,8 @@ fn mistakes_are_named() {
         (&["bench", &dense, "--context", "99999999"][..], "context"),
         (&["bench", &dense, "--weights", "int3"][..], "int3"),
         (&["bench", &dense, "--seq", "8"][..], "--train"),
+        (&["bench", &dense, "--in-backward"][..], "--train"),
+        (&["bench", &dense, "--train", "--moments", "int8"][..], "int8"),
         (&["bench", &dense, "--train", "--context", "8"][..], "--context"),
         (&["bench", &dense, "--train", "--seq", "99999999"][..], "--seq"),
         (&["bench", "serve"][..], "URL"),

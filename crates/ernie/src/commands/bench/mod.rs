@@ -61,6 +61,15 @@ pub(crate) struct Args {
     /// Numbers that training computes in [default: f32]
     #[arg(long, value_name = "FORM", requires = "train")]
     compute: Option<Compute>,
+    /// Update each parameter as soon as its gradient is there (`optimizer.in_backward`)
+    #[arg(long, requires = "train")]
+    in_backward: bool,
+    /// Format of AdamW's moments (`optimizer.moments`) [default: f32]
+    #[arg(long, value_name = "FORM", requires = "train")]
+    moments: Option<Moments>,
+    /// Keep each layer's input alone and run it again on the way back (`batch.recompute`)
+    #[arg(long, requires = "train")]
+    recompute: bool,
     /// Training steps that are timed, after one that is not [default: 5]
     #[arg(long, value_name = "N", value_parser = count(), requires = "train")]
     steps: Option<u32>,
@@ -83,7 +92,16 @@ enum Of {
 enum Compute {
     /// 32-bit floats
     F32,
-    /// Products in bf16; weights, moments, sums and the router in 32 bits
+    /// Products in bf16; weights, sums and the router in 32 bits
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Moments {
+    /// 32-bit floats
+    #[default]
+    F32,
+    /// bf16, rounded up or down by chance
     Bf16,
 }
 

@@ -1,6 +1,6 @@
 //! Training steps, timed: forward, backward and AdamW on random tokens.
 
-use super::{Args, Compute, limits_json, limits_line, rounded, spread_json};
+use super::{Args, Compute, Moments, limits_json, limits_line, rounded, spread_json};
 use crate::{
     commands::{COMMIT, VERSION},
     exit::Exit,
@@ -20,8 +20,8 @@ use ernie_train::{optimizer::Optimizer, recipe, step};
 use serde_json::json;
 use std::time::Instant;
 
-/// What the comparison with other programs asks for, and no more: no router terms, no clipping, PyTorch's AdamW.
-fn settings() -> (recipe::Objective, recipe::Optimizer) {
+/// What the comparison with other programs asks for, and no more: no router terms, no clipping, PyTorch's AdamW; in less memory where `args` say so.
+fn settings(args: &Args) -> (recipe::Objective, recipe::Optimizer) {
     let objective = recipe::Objective {
         router_bias_rate: 0.0,
         router_balance: 0.0,
@@ -35,9 +35,20 @@ fn settings() -> (recipe::Objective, recipe::Optimizer) {
         weight_decay: 0.01,
         decay: recipe::Decay::All,
         clip: 0.0,
+        in_backward: args.in_backward,
+        moments: args.moments.unwrap_or_default().into(),
         ..recipe::Optimizer::default()
     };
     (objective, optimizer)
+}
+
+impl From<Moments> for recipe::Float {
+    fn from(moments: Moments) -> Self {
+        match moments {
+            Moments::F32 => Self::F32,
+            Moments::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 impl Compute {
@@ -63,7 +74,8 @@ pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) ->
     let (seq_len, steps) = (args.seq.unwrap_or(512) as usize, args.steps.unwrap_or(5) as usize);
     let model = Model::find(name)?;
     let loaded = ernie_model::load_trainable(&model.source(args.seed), compute.width())?;
-    let decoder = loaded.decoder;
+    let mut decoder = loaded.decoder;
+    decoder.set_recompute(args.recompute);
     let room = decoder.config().max_position_embeddings;
     if seq_len > room {
         return Err(Failure::input(format!("--seq {seq_len}: expected at most {room}, the model's context")));
@@ -79,17 +91,26 @@ pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) ->
         .hint("fewer rows (--batch) or shorter ones (--seq)"));
     }
 
-    let (objective, optimizer) = settings();
-    let mut optimizer = Optimizer::new(&decoder.parameters(), &optimizer);
+    let (objective, settings) = settings(args);
+    let mut optimizer = Optimizer::new(&decoder.parameters(), &settings).seeded(args.seed);
     let lr = 1e-4;
     let batch = random_batch(&decoder, rows, seq_len, args.seed);
     let mut progress = Progress::new(*printer, name, Some(steps as u64 + 1), Unit::Items);
     let (mut rates, mut losses) = (Vec::new(), Vec::new());
     for number in 0..=steps {
         let began = Instant::now();
-        let measured = step::accumulate(&decoder, std::slice::from_ref(&batch), &objective)?;
-        optimizer.step(lr, 1.0)?;
-        optimizer.zero_grad();
+        let batches = std::slice::from_ref(&batch);
+        let measured = if args.in_backward {
+            let measured =
+                step::accumulate_telling(&decoder, batches, &objective, |parameter| optimizer.update(parameter, lr))?;
+            optimizer.finish(lr)?;
+            measured
+        } else {
+            let measured = step::accumulate(&decoder, batches, &objective)?;
+            optimizer.step(lr, 1.0)?;
+            optimizer.zero_grad();
+            measured
+        };
         if number > 0 {
             rates.push((rows * seq_len) as f64 / began.elapsed().as_secs_f64().max(1e-9));
         }
@@ -110,6 +131,10 @@ pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) ->
     let share = spread.median / allowed;
     let (first, last) = (losses.first().copied().unwrap_or(0.0), losses.last().copied().unwrap_or(0.0));
 
+    let moments = match settings.moments {
+        recipe::Float::F32 => "f32",
+        recipe::Float::Bf16 => "bf16",
+    };
     if args.json.json {
         printer.json(&json!({
             "model": name,
@@ -118,6 +143,9 @@ pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) ->
             "batch": rows,
             "seq": seq_len,
             "steps": steps,
+            "in_backward": args.in_backward,
+            "moments": moments,
+            "recompute": args.recompute,
             "seed": args.seed,
             "params": decoder.config().parameters().total,
             "train_tokens_per_s": spread_json(&spread),
@@ -145,10 +173,13 @@ pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) ->
         whole(allowed),
         compute.name()
     ))?;
-    printer.line(format!("  {}  {steps} steps of {rows} rows of {seq_len} tokens", label("work")))?;
+    let again = if args.recompute { ", layers run again on the way back" } else { "" };
+    printer.line(format!("  {}  {steps} steps of {rows} rows of {seq_len} tokens{again}", label("work")))?;
     printer.line(format!("  {}  {first:.4} → {last:.4} on the same tokens", label("loss")))?;
     if let Some(peak) = peak {
-        printer.line(format!("  {}  {} at the peak", label("memory"), printer::bytes(peak)))?;
+        let updates = if args.in_backward { ", updates on the way back" } else { "" };
+        let peak = printer::bytes(peak);
+        printer.line(format!("  {}  {peak} at the peak, moments in {moments}{updates}", label("memory")))?;
     }
     printer.line(format!("  {}  {}", label("limits"), limits_line(&limits)))?;
     Ok(Exit::Done)
