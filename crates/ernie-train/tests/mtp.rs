@@ -168,7 +168,7 @@ fn what_a_config_tells_of_and_the_file_lacks_is_not_drawn() {
     let config = room.path("first/checkpoint-1/config.json");
     let told = std::fs::read_to_string(&config).unwrap().replacen('{', "{\"num_nextn_predict_layers\": 200,", 1);
     std::fs::write(&config, told).unwrap();
-    let from = ["model.weights=first/checkpoint-1", "data.tokenizer=first", "schedule.steps=1"];
+    let from = ["model.weights=first/checkpoint-1", "data.tokenizer=first/checkpoint-1", "schedule.steps=1"];
     let mut trainer = room.trainer("moe", "on", false, &from).unwrap();
     assert_eq!(trainer.decoder().mtp_modules(), 0);
     trainer.run(&mut [], &Default::default()).unwrap();
