@@ -23,8 +23,8 @@ pub mod weights;
 
 pub use config::{Architecture, ModelConfig, MoeConfig, ParameterCount};
 pub use decoder::{
-    Adaptation, CacheFormat, ContiguousCache, Decoder, KvCache, MoeLayer, PAGE, PagedCache, Probe, Span, Tokens, build,
-    build_trainable, load, load_trainable,
+    Adaptation, CacheFormat, Classifier, ContiguousCache, Decoder, KvCache, MoeLayer, PAGE, PagedCache, Probe, Span,
+    Tokens, build, build_trainable, load, load_trainable,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use weights::{LoadReport, ModelSource, Stored, WeightsAs};

@@ -2,7 +2,7 @@
 //!
 //! The caps are far above any model of the family and far below what could wrap a product or make a loop endless.
 
-use super::{Architecture, ModelConfig};
+use super::{Architecture, ModelConfig, check_labels};
 use crate::{Error, Result};
 
 /// Most layers.
@@ -72,6 +72,9 @@ impl ModelConfig {
             {
                 return wrong(key, format!("{id} is not below the vocabulary size {}", self.vocab_size));
             }
+        }
+        if !self.labels.is_empty() {
+            check_labels(&self.labels).or_else(|problem| wrong("id2label", problem))?;
         }
         self.check_moe(place)?;
         let (total, _, mtp) = self.wide_parameters();

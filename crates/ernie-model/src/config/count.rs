@@ -36,7 +36,8 @@ impl ModelConfig {
 
         let vocabulary = self.vocab_size as u128 * h;
         let head = if self.tie_word_embeddings { 0 } else { vocabulary };
-        let mut total = vocabulary + head + h;
+        let score = self.labels.len() as u128 * h;
+        let mut total = vocabulary + head + h + score;
         let mut active = total;
         let moe_layers = self.moe_layers() as u128;
         let dense_layers = self.num_hidden_layers as u128 - moe_layers;

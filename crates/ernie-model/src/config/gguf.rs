@@ -240,6 +240,7 @@ fn read(keys: &mut Keys<'_>, architecture: Architecture) -> Result<ModelConfig> 
         initializer_range: 0.02,
         moe,
         mtp_layers: 0,
+        labels: Vec::new(),
         vision: None,
         dtype: None,
         quantization: None,

@@ -24,6 +24,7 @@ const TOLERATED: &[&str] = &[
     "id2label",
     "label2id",
     "problem_type",
+    "num_labels",
     "finetuning_task",
     "tokenizer_class",
     "prefix",

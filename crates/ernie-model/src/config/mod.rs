@@ -13,6 +13,7 @@ mod count;
 mod gguf;
 mod json;
 mod keys;
+mod labels;
 mod parse;
 mod presets;
 mod quantization;
@@ -21,18 +22,20 @@ mod vision;
 mod write;
 
 pub use count::ParameterCount;
+pub(crate) use labels::default_labels;
+pub use labels::{MOST_LABELS, check_labels};
 pub(crate) use parse::MAX_CONFIG_BYTES;
 pub use presets::{PRESETS, Preset};
 pub(crate) use quantization::INT4_GROUP;
-pub use tensors::{Role, TensorSpec};
+pub use tensors::{Role, SCORE, TensorSpec};
 pub use vision::VisionConfig;
 
 /// Which of the family's decoders a config describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Architecture {
-    /// `Ernie4_5ForCausalLM`: every layer has a dense feed-forward.
+    /// `Ernie4_5ForCausalLM`: every layer has a dense feed-forward. With [`ModelConfig::labels`], `Ernie4_5ForSequenceClassification`.
     Dense,
-    /// `Ernie4_5_MoeForCausalLM`: some layers route to experts.
+    /// `Ernie4_5_MoeForCausalLM`: some layers route to experts. With labels, `Ernie4_5_MoeForSequenceClassification`.
     Moe,
     /// The text side of `Ernie4_5_VLMoeForConditionalGeneration`; pictures are not built yet.
     VlText,
@@ -144,6 +147,8 @@ pub struct ModelConfig {
     pub moe: Option<MoeConfig>,
     /// Multi-token-prediction modules in the checkpoint (`num_nextn_predict_layers`); kept and named, not run.
     pub mtp_layers: usize,
+    /// The labels that a classification head tells apart, by their ids; empty where the model has no such head.
+    pub labels: Vec<String>,
     /// The picture side of a VL model, for counting only.
     pub vision: Option<VisionConfig>,
     /// The number type of the stored weights, where the config says.

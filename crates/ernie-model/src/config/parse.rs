@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::check::{MAX_CONTEXT, MAX_HEAD_DIM, MAX_LAYERS, MAX_PARTS, MAX_VOCAB, MAX_WIDTH};
 use super::json::{Keys, describe};
-use super::{Architecture, ModelConfig, MoeConfig, StoredDtype, VisionConfig, keys, quantization};
+use super::{Architecture, ModelConfig, MoeConfig, StoredDtype, VisionConfig, keys, labels, quantization};
 use crate::error::one_line;
 use crate::{Error, Result};
 
@@ -47,7 +47,7 @@ impl ModelConfig {
 }
 
 fn read(top: &mut Keys<'_>, notes: &mut Vec<String>) -> Result<ModelConfig> {
-    let architecture = architecture(top)?;
+    let (architecture, classifies) = architecture(top)?;
     if let Some(switches) = top.object("ernie_rs")?
         && let Some(first) = switches.names().first()
     {
@@ -77,6 +77,9 @@ fn read(top: &mut Keys<'_>, notes: &mut Vec<String>) -> Result<ModelConfig> {
     };
     config.dtype = dtype.or(config.dtype);
     config.quantization = quantization;
+    if classifies {
+        config.labels = labels::read(top)?;
+    }
     if config.vision.is_some() {
         notes.push("pictures are not built yet: the text side of this model is loaded".to_owned());
     }
@@ -101,7 +104,8 @@ fn unknown(keys: &mut Keys<'_>, notes: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-fn architecture(top: &mut Keys<'_>) -> Result<Architecture> {
+/// The decoder, and whether a head for labels stands on it. `transformers` names labels in configs of other models too, where they mean nothing.
+fn architecture(top: &mut Keys<'_>) -> Result<(Architecture, bool)> {
     let by_type = match top.text("model_type")? {
         None => None,
         Some(name) => Some(match name.as_str() {
@@ -115,6 +119,7 @@ fn architecture(top: &mut Keys<'_>) -> Result<Architecture> {
             }
         }),
     };
+    let mut classifies = false;
     let by_class = match top.present("architectures") {
         None => None,
         Some(Value::Array(names)) => {
@@ -122,7 +127,10 @@ fn architecture(top: &mut Keys<'_>) -> Result<Architecture> {
             let name = name.ok_or_else(|| top.error("architectures", "expected a list with a class name"))?;
             // Baidu writes `Ernie4_5_ForCausalLM`, transformers `Ernie4_5ForCausalLM`.
             let plain: String = name.chars().filter(|c| *c != '_').take(80).collect::<String>().to_ascii_lowercase();
+            classifies = plain.ends_with("forsequenceclassification");
             Some(match plain.as_str() {
+                "ernie45forsequenceclassification" => Architecture::Dense,
+                "ernie45moeforsequenceclassification" => Architecture::Moe,
                 "ernie45forcausallm" => Architecture::Dense,
                 "ernie45moeforcausallm" => Architecture::Moe,
                 "ernie45vlmoeforconditionalgeneration" | "ernie45moevlforconditionalgeneration" => Architecture::VlText,
@@ -138,7 +146,10 @@ fn architecture(top: &mut Keys<'_>) -> Result<Architecture> {
         (Some(a), Some(b)) if a != b => {
             Err(top.error("model_type", format!("says {a:?} but `architectures` says {b:?}")))
         }
-        (a, b) => a.or(b).ok_or_else(|| top.error("model_type", "missing; expected ernie4_5 or ernie4_5_moe")),
+        (a, b) => match a.or(b) {
+            Some(architecture) => Ok((architecture, classifies)),
+            None => Err(top.error("model_type", "missing; expected ernie4_5 or ernie4_5_moe")),
+        },
     }
 }
 
@@ -214,6 +225,7 @@ fn read_text<'a>(
         initializer_range: keys.positive("initializer_range")?.unwrap_or(0.02),
         moe,
         mtp_layers: keys.count("num_nextn_predict_layers", 0, MAX_LAYERS)?.unwrap_or(0),
+        labels: Vec::new(),
         vision: None,
         dtype: None,
         quantization: None,

@@ -80,6 +80,7 @@ fn released() -> ModelConfig {
         initializer_range: 0.02,
         moe: None,
         mtp_layers: 0,
+        labels: Vec::new(),
         vision: None,
         dtype: Some(StoredDtype::Bf16),
         quantization: None,

@@ -4,6 +4,9 @@ use std::ops::ControlFlow;
 
 use super::{Architecture, ModelConfig, MoeConfig};
 
+/// Published name of the head for labels, as `transformers` has it.
+pub const SCORE: &str = "score.weight";
+
 /// What a tensor is for; number formats and random drawing follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -11,6 +14,8 @@ pub enum Role {
     Embedding,
     /// The head of an untied model.
     Head,
+    /// The head for labels; f32 in memory.
+    Score,
     /// A projection of attention or of a dense, shared or routed MLP.
     Linear,
     /// The weight of an RMSNorm; always f32.
@@ -30,6 +35,8 @@ impl Role {
             Role::Embedding
         } else if name == "lm_head.weight" {
             Role::Head
+        } else if name == SCORE {
+            Role::Score
         } else if name.ends_with("e_score_correction_bias") {
             Role::CorrectionBias
         } else if name.ends_with(".bias") {
@@ -105,6 +112,9 @@ impl ModelConfig {
         visit(spec("model.norm.weight".into(), &[h], Role::Norm))?;
         if !self.tie_word_embeddings {
             visit(spec("lm_head.weight".into(), &[self.vocab_size, h], Role::Head))?;
+        }
+        if !self.labels.is_empty() {
+            visit(spec(SCORE.into(), &[self.labels.len(), h], Role::Score))?;
         }
         ControlFlow::Continue(())
     }

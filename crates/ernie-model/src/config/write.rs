@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Architecture, ModelConfig, StoredDtype, quantization};
+use super::{Architecture, ModelConfig, StoredDtype, labels, quantization};
 
 impl ModelConfig {
     /// The `config.json` of this model, in the spelling of the published `-PT` checkpoints.
@@ -11,8 +11,10 @@ impl ModelConfig {
     /// VL models are written in the flat hub form; token ids of pictures are not known here and are left out.
     pub fn to_json(&self) -> Value {
         let (class, kind) = match self.architecture {
-            Architecture::Dense => ("Ernie4_5ForCausalLM", "ernie4_5"),
-            Architecture::Moe => ("Ernie4_5_MoeForCausalLM", "ernie4_5_moe"),
+            Architecture::Dense if self.labels.is_empty() => ("Ernie4_5ForCausalLM", "ernie4_5"),
+            Architecture::Dense => ("Ernie4_5ForSequenceClassification", "ernie4_5"),
+            Architecture::Moe if self.labels.is_empty() => ("Ernie4_5_MoeForCausalLM", "ernie4_5_moe"),
+            Architecture::Moe => ("Ernie4_5_MoeForSequenceClassification", "ernie4_5_moe"),
             Architecture::VlText => ("Ernie4_5_VLMoeForConditionalGeneration", "ernie4_5_moe_vl"),
         };
         let dtype = self.dtype.map(|dtype| match dtype {
@@ -98,6 +100,9 @@ impl ModelConfig {
         }
         if let Some(kind) = self.quantization {
             put("quantization_config", quantization::write(kind));
+        }
+        if !self.labels.is_empty() {
+            labels::write(&self.labels, &mut root);
         }
         root
     }

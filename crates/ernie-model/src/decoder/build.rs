@@ -11,7 +11,7 @@ use super::mlp::Mlp;
 use super::mtp::MtpModule;
 use super::norm::RmsNorm;
 use super::{Activations, Decoder, MoeLayer};
-use crate::config::MoeConfig;
+use crate::config::{MoeConfig, SCORE};
 use crate::weights::Weights;
 use crate::{LoadReport, Loaded, ModelConfig, ModelSource, Result, WeightsAs};
 
@@ -90,6 +90,10 @@ impl Builder<'_> {
             true => embed_tokens.clone(),
             false => self.matrix("lm_head", [config.vocab_size, hidden])?,
         };
+        let score = match config.labels.len() {
+            0 => None,
+            labels => Some(Linear::new(Weight::Parameter(self.parameter(SCORE, &[labels, hidden])?), None)),
+        };
         let mtp = match self.trained {
             Some(_) => (0..self.weights.mtp_to_train()).map(|index| self.mtp(&config, index)).collect::<Result<_>>()?,
             None => Vec::new(),
@@ -101,6 +105,7 @@ impl Builder<'_> {
             layers,
             norm,
             lm_head,
+            score,
             mtp,
             activations,
             recompute: false,

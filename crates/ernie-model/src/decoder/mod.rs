@@ -19,6 +19,7 @@ mod mtp;
 mod norm;
 mod probe;
 mod recompute;
+mod score;
 mod tokens;
 
 pub use adapt::{Adaptation, TARGETS};
@@ -27,6 +28,7 @@ pub use cache::{CacheFormat, ContiguousCache, KvCache, PAGE, PagedCache};
 pub use ernie_nn::ops::{CrossEntropy, IGNORED, Routing};
 pub use moe::MoeLayer;
 pub use probe::Probe;
+pub use score::{Classifier, likeliest};
 pub use tokens::{Span, Tokens};
 
 use std::sync::Arc;
@@ -65,6 +67,8 @@ pub struct Decoder {
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     lm_head: Linear,
+    /// The head for labels, where the config names some.
+    score: Option<Linear>,
     /// Only where they are trained.
     mtp: Vec<MtpModule>,
     activations: Activations,
@@ -178,6 +182,7 @@ impl Decoder {
         if !self.config.tie_word_embeddings {
             all.extend(self.lm_head.weight().parameter().cloned());
         }
+        all.extend(self.score.iter().filter_map(|score| score.weight().parameter().cloned()));
         self.mtp.iter().for_each(|module| module.collect(&mut all));
         all
     }
@@ -209,7 +214,8 @@ impl Decoder {
     pub fn weight_bytes(&self) -> u64 {
         let layers: u64 = self.layers.iter().map(DecoderLayer::weight_bytes).sum();
         let head = if self.config.tie_word_embeddings { 0 } else { self.lm_head.weight().memory_bytes() };
-        self.embed_tokens.memory_bytes() + layers + head + 4 * self.config.hidden_size as u64
+        let score = self.score.as_ref().map_or(0, |score| score.weight().memory_bytes());
+        self.embed_tokens.memory_bytes() + layers + head + score + 4 * self.config.hidden_size as u64
     }
 }
 

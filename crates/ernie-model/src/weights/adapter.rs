@@ -7,6 +7,7 @@ use ernie_files::safetensors::Writer;
 use ernie_files::{Checkpoint, Dtype, TensorInfo, read_text};
 use serde::{Deserialize, Serialize};
 
+use crate::config::{SCORE, default_labels};
 use crate::decoder::TARGETS;
 use crate::{Adaptation, Decoder, Error, Result};
 
@@ -42,7 +43,16 @@ struct Config {
     rank_pattern: BTreeMap<String, usize>,
     #[serde(default)]
     alpha_pattern: BTreeMap<String, f64>,
+    /// Modules that were trained as a whole and lie beside the change.
+    #[serde(default)]
+    modules_to_save: Option<Vec<String>>,
 }
+
+/// What `modules_to_save` may name: the head for labels, which PEFT lists under the two names that it has in the field.
+const WHOLE: [&str; 2] = ["classifier", "score"];
+
+/// In the metadata of the tensors: the labels of the head as a list in JSON. PEFT has no place for them.
+const LABELS: &str = "labels";
 
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
@@ -51,14 +61,15 @@ enum Targets {
     One(String),
 }
 
-/// Writes the adapters of a model into `folder`, which exists.
+/// Writes the adapters of a model into `folder`, which exists; with them the head for labels, where that is trained beside them.
 ///
 /// # Errors
 /// From the disk; [`Error::Request`] where they are packed.
 pub fn write_adapter(folder: &Path, decoder: &Decoder, adaptation: &Adaptation, base: Option<&str>) -> Result<()> {
+    let score = decoder.score().filter(|score| score.is_trainable());
     let config = Config {
         peft_type: "LORA".into(),
-        task_type: Some("CAUSAL_LM".into()),
+        task_type: Some(if score.is_some() { "SEQ_CLS" } else { "CAUSAL_LM" }.into()),
         base_model_name_or_path: base.map(str::to_owned),
         r: adaptation.rank,
         lora_alpha: adaptation.alpha,
@@ -69,23 +80,30 @@ pub fn write_adapter(folder: &Path, decoder: &Decoder, adaptation: &Adaptation, 
         target_modules: Targets::Many(adaptation.targets.clone()),
         rank_pattern: BTreeMap::new(),
         alpha_pattern: BTreeMap::new(),
+        modules_to_save: score.map(|_| vec!["score".to_owned()]),
     };
+    let mut metadata = BTreeMap::new();
+    if score.is_some() {
+        let labels = serde_json::to_string(&decoder.config().labels);
+        metadata.insert(LABELS.to_owned(), labels.map_err(|error| Error::Internal(error.to_string()))?);
+    }
     let text = serde_json::to_vec_pretty(&config).map_err(|error| Error::Internal(error.to_string()))?;
     ernie_files::atomic::write(&folder.join(CONFIG), &text)?;
     let adapters = decoder.adapters();
     let both: Option<Vec<_>> = adapters.iter().map(|(_, adapter)| adapter.parameters()).collect();
-    let both = both.ok_or_else(|| Error::Request("an adapter that is packed cannot be written".into()))?.concat();
+    let mut all = both.ok_or_else(|| Error::Request("an adapter that is packed cannot be written".into()))?.concat();
+    all.extend(score);
     let infos: Vec<TensorInfo> =
-        both.iter().map(|p| TensorInfo::new(format!("{PREFIX}{}", p.name()), Dtype::F32, p.shape().to_vec())).collect();
-    let mut writer = Writer::create(&folder.join(TENSORS), &infos, &BTreeMap::new())?;
-    for parameter in both {
+        all.iter().map(|p| TensorInfo::new(format!("{PREFIX}{}", p.name()), Dtype::F32, p.shape().to_vec())).collect();
+    let mut writer = Writer::create(&folder.join(TENSORS), &infos, &metadata)?;
+    for parameter in all {
         let bytes: Vec<u8> = parameter.to_vec()?.iter().flat_map(|value| value.to_le_bytes()).collect();
         writer.write(&bytes)?;
     }
     Ok(writer.finish()?)
 }
 
-/// Adapts a model by what `folder` holds, as [`Decoder::adapt`] does; a model may be given several, one after the other.
+/// Adapts a model by what `folder` holds, as [`Decoder::adapt`] does, a head for labels included; a model may be given several, one after the other.
 ///
 /// # Errors
 /// [`Error::Malformed`] names what in the config is not known here, or a tensor that is missing, left over or of
@@ -110,6 +128,10 @@ pub fn read_adapter(folder: &Path, decoder: &mut Decoder) -> Result<Adaptation> 
     ];
     if let Some((key, _)) = unknown.iter().find(|(_, set)| *set) {
         return wrong(format!("{key}: adapters of this kind are not built"));
+    }
+    let whole = config.modules_to_save.unwrap_or_default();
+    if let Some(name) = whole.iter().find(|name| !WHOLE.contains(&name.as_str())) {
+        return wrong(format!("modules_to_save: {name:?} is not built, expected \"score\""));
     }
     if !config.lora_alpha.is_finite() {
         return wrong("lora_alpha: expected a finite number".into());
@@ -148,6 +170,30 @@ pub fn read_adapter(folder: &Path, decoder: &mut Decoder) -> Result<Adaptation> 
             parameter.set(&values)?;
             unused.remove(&name);
         }
+    }
+    let name = format!("{PREFIX}{SCORE}");
+    if let Some(info) = file.info(&name) {
+        let &[rows, width] = info.shape.as_slice() else { return wrong(format!("tensor {name} is no matrix")) };
+        if width != decoder.config().hidden_size {
+            return wrong(format!("tensor {name} is {:?}: an adapter of another model?", info.shape));
+        }
+        let labels = match file.metadata().get(LABELS) {
+            Some(text) => match serde_json::from_str::<Vec<String>>(text) {
+                Ok(labels) if labels.len() == rows => labels,
+                _ => return wrong(format!("`{LABELS}` of its metadata is no list of {rows} labels")),
+            },
+            None if decoder.config().labels.len() == rows => decoder.config().labels.clone(),
+            None => default_labels(rows),
+        };
+        let Some(values) = floats(info.dtype, &file.bytes(&name)?) else {
+            return wrong(format!("tensor {name} is {}, expected finite F32, F16 or BF16", info.dtype));
+        };
+        if let Err(error) = decoder.set_score(labels, values) {
+            return wrong(format!("tensor {name}: {error}"));
+        }
+        unused.remove(&name);
+    } else if !whole.is_empty() {
+        return wrong(format!("tensor {name} is missing, which `modules_to_save` announces"));
     }
     if let Some(name) = unused.first() {
         return wrong(format!("tensor {name}: the model has no such adapter"));

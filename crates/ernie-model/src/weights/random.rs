@@ -17,7 +17,7 @@ pub(super) fn values(seed: u64, name: &str, elements: usize, std: f64) -> Vec<f3
     match Role::of(name) {
         Role::Norm => return vec![1.0; elements],
         Role::Bias | Role::CorrectionBias => return vec![0.0; elements],
-        Role::Embedding | Role::Head | Role::Linear | Role::Router => {}
+        Role::Embedding | Role::Head | Role::Score | Role::Linear | Role::Router => {}
     }
     values_from(seed, name, 0, elements, std)
 }

@@ -29,7 +29,7 @@ const BLOCK: usize = 32;
 /// time. `each` is told the number of tensors written, and of all.
 ///
 /// # Errors
-/// [`Error::NotBuilt`] for a VL model or a mixture whose dense layers are not the first ones; those of [`Weights::open`] and of the writer.
+/// [`Error::NotBuilt`] for a VL model, a classification head, or a mixture whose dense layers are not the first ones; those of [`Weights::open`] and of the writer.
 pub fn write_gguf(
     source: &ModelSource,
     path: &Path,
@@ -42,6 +42,9 @@ pub fn write_gguf(
     let layers = config.moe.as_ref().map(|moe| (moe.layer_start_index, moe.layer_end_index, moe.layer_interval));
     if layers.is_some_and(|(_, last, step)| last + 1 != config.num_hidden_layers || step != 1) {
         return Err(Error::not_built("a mixture whose last layers are dense, in GGUF"));
+    }
+    if !config.labels.is_empty() {
+        return Err(Error::not_built("a classification head in GGUF"));
     }
     let mut metadata = config.to_gguf()?;
     metadata.extend(tokenizer);

@@ -14,7 +14,7 @@ use super::bend::{self, Dialect, Part, Place, Skip};
 use super::convert::{self, Kind};
 use super::stored::Values;
 use super::{Format, Kept, LoadReport, ModelSource, Stored, WeightsAs, random};
-use crate::config::{MAX_CONFIG_BYTES, Role, StoredDtype};
+use crate::config::{MAX_CONFIG_BYTES, Role, SCORE, StoredDtype};
 use crate::error::one_line;
 use crate::{Error, ModelConfig, Result};
 
@@ -37,6 +37,8 @@ pub struct Weights {
     /// Where multi-token prediction is trained: the seed that draws what the file lacks of it.
     mtp_seed: Option<u64>,
     mtp_drawn: usize,
+    /// Where the head for labels is drawn, whatever the file holds: from which seed.
+    score_seed: Option<u64>,
 }
 
 enum Source {
@@ -129,6 +131,7 @@ impl Weights {
             set_aside: BTreeMap::new(),
             mtp_seed: None,
             mtp_drawn: 0,
+            score_seed: None,
         };
         if !matches!(weights.source, Source::Random(_)) {
             weights.check_all()?;
@@ -149,6 +152,27 @@ impl Weights {
         self.config.mtp_layers = modules;
         self.mtp_seed = Some(seed);
         self
+    }
+
+    /// The same model with a head that tells these labels apart. One for just these that the file holds stays; any other gives way to one drawn from `seed`.
+    ///
+    /// # Errors
+    /// [`Error::Key`] for what cannot be labels, [`Error::NotBuilt`] for a VL model.
+    pub fn with_labels(mut self, labels: &[String], seed: u64) -> Result<Self> {
+        if self.config.labels == labels {
+            return Ok(self);
+        }
+        if self.config.has_vl_layout() {
+            return Err(Error::not_built("a classification head on the text side of a VL model"));
+        }
+        if !self.config.labels.is_empty() {
+            self.set_aside.insert(SCORE.to_owned(), "a head for other labels".to_owned());
+            self.notes.push("the model's head tells other labels apart and gives way to a new one".to_owned());
+        }
+        self.config.labels = labels.to_vec();
+        self.config.check(&self.place)?;
+        self.score_seed = Some(seed);
+        Ok(self)
     }
 
     /// How many modules of multi-token prediction there are to train: those whose tensors the file holds, whatever its config says, or those of the config
@@ -248,7 +272,9 @@ impl Weights {
     /// As [`Self::take`].
     pub fn take_optional_f32(&mut self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
         let elements: usize = shape.iter().product();
-        let values = if let Source::Random(seed) = self.source {
+        let values = if let Some(seed) = self.score_seed.filter(|_| name == SCORE) {
+            random::values(seed, name, elements, self.config.initializer_range)
+        } else if let Source::Random(seed) = self.source {
             self.taken.insert(name.to_owned(), elements);
             random::values(seed, name, elements, self.config.initializer_range)
         } else {
