@@ -40,7 +40,7 @@ pub mod step;
 
 pub use error::{Error, ErrorKind, Result};
 pub use evaluate::evaluate;
-pub use observe::{Evaluation, Finished, Observer, Outcome, Recovered, Saved, Started, StepReport};
+pub use observe::{Classified, Evaluation, Finished, Observer, Outcome, Recovered, Saved, Started, StepReport};
 pub use recipe::Recipe;
 pub use run::{Options, Trainer};
 

@@ -1,16 +1,18 @@
 //! What stands before the first step: folder, tokenizer, data, model, and the checkpoint to go on from.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 
 use ernie_data::chat::ChatTemplate;
 use ernie_data::conversation::{Lesson, Preference};
+use ernie_data::labelled::{self, LabelledText};
 use ernie_data::loader::MEMORY_BYTES;
 use ernie_data::packing::Group;
 use ernie_data::source::{Source, SourceConfig};
 use ernie_data::tokenizer::{self, Tokenizer, TrainOptions};
 use ernie_data::{HeldOut, Loader, LoaderConfig, Marks, Reading};
 use ernie_files::gguf::Gguf;
+use ernie_model::config::check_labels;
 use ernie_model::weights::Weights;
 use ernie_model::{Loaded, ModelConfig, ModelSource, WeightsAs};
 
@@ -29,6 +31,8 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
     recipe.check("recipe")?;
     let out = &options.out;
     let newest = take_folder(out, options.resume)?;
+    // From here on they stand in the recipe, which is saved and compared.
+    let recipe = with_labels(recipe)?;
     if let Some((made, path)) = &newest {
         same_recipe(&checkpoint::read_recipe(path)?, &recipe, *made, path)?;
     }
@@ -38,14 +42,14 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
         Some(path) => Tokenizer::from_folder(path)?,
         None => tokenizer_of(&recipe.data, options)?,
     };
-    let (mut loader, mut held_out) = data(&recipe, &tokenizer, out)?;
+    let (mut loader, mut held_out, cut) = data(&recipe, &tokenizer, out)?;
     let largest = held_out.as_ref().map_or(0, HeldOut::largest_id).max(loader.largest_id());
 
     let adaptation = recipe.adapter.adaptation();
     // A checkpoint of adapters holds the model with their change in it; what they change is the base.
     let source = newest.clone().filter(|_| adaptation.is_none()).map(ModelSource::Folder);
     let Loaded { mut decoder, report } = match source {
-        Some(source) => trainable(&recipe, Weights::open(&source, WeightsAs::F32)?)?,
+        Some(source) => trainable(&recipe, open(&recipe, &source, WeightsAs::F32)?)?,
         None => model(&recipe, &tokenizer, options)?,
     };
     if largest as usize >= decoder.config().vocab_size {
@@ -73,6 +77,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
         }
     }
     decoder.set_recompute(recipe.batch.recompute);
+    decoder.learn_labels(recipe.objective.kind == ObjectiveKind::Classify);
     let references = match recipe.objective.asks_reference() {
         true => reference::references(out, &mut loader, held_out.as_mut(), options.asked, |ask| match &newest {
             // What was saved has learned; the reference is what it began with.
@@ -109,6 +114,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
     }
     ernie_files::atomic::write(&out.join("recipe.toml"), recipe.to_toml()?.as_bytes())?;
 
+    notes.extend(cut);
     notes.extend(loader.notes().iter().cloned());
     notes.extend(held_out.iter().flat_map(|held_out| held_out.notes().to_vec()));
     notes.extend(report.notes);
@@ -282,8 +288,29 @@ fn model_path(key: &str, name: &str, options: &Options<'_>) -> Result<PathBuf> {
     })
 }
 
-/// Opens training and held-out data.
-fn data(recipe: &Recipe, tokenizer: &Tokenizer, out: &Path) -> Result<(Loader, Option<HeldOut>)> {
+/// The recipe with the labels of its training data, where it classifies and names none.
+fn with_labels(mut recipe: Recipe) -> Result<Recipe> {
+    if recipe.objective.kind != ObjectiveKind::Classify || !recipe.objective.labels.is_empty() {
+        return Ok(recipe);
+    }
+    let sources: Vec<SourceConfig> = train_sources(&recipe.data).into_iter().map(|(source, _)| source).collect();
+    let labels = labelled::collect(&sources, Path::new("/"))?;
+    let problem = match &labels[..] {
+        [] => "no text with a label, expected some of at least two labels".to_owned(),
+        [one] => format!("all texts have the label {one:?}, expected at least two labels"),
+        _ => match check_labels(&labels) {
+            Err(problem) => problem,
+            Ok(()) => {
+                recipe.objective.labels = labels;
+                return Ok(recipe);
+            }
+        },
+    };
+    Err(Error::Recipe { path: "recipe".into(), problems: vec![format!("data.train: {problem}")] })
+}
+
+/// Opens training and held-out data; with them a note about texts that lost their end.
+fn data(recipe: &Recipe, tokenizer: &Tokenizer, out: &Path) -> Result<(Loader, Option<HeldOut>, Option<String>)> {
     let eos = tokenizer.eos().ok_or_else(|| Error::Recipe {
         path: "recipe".into(),
         problems: vec!["data.tokenizer: it has no end-of-text token, expected one to stand between documents".into()],
@@ -308,10 +335,19 @@ fn data(recipe: &Recipe, tokenizer: &Tokenizer, out: &Path) -> Result<(Loader, O
         let pair = Preference::parse(line)?.examples(&template, tokenizer, most).map_err(|error| error.to_string())?;
         Ok(vec![pair])
     };
+    let cut = Cell::new(0_u64);
+    let labelled = |line: &str| -> std::result::Result<Vec<Group>, String> {
+        let text = LabelledText::parse(line)?;
+        let label = text.find(&recipe.objective.labels)?;
+        let (example, shortened) = text.example(label, tokenizer, most).map_err(|error| error.to_string())?;
+        cut.set(cut.get() + u64::from(shortened));
+        Ok(vec![vec![example]])
+    };
     let reading = match recipe.objective.kind {
         ObjectiveKind::Lm => Reading::Text(&encode),
         ObjectiveKind::Sft => Reading::Examples(&lesson),
         ObjectiveKind::Dpo => Reading::Examples(&preference),
+        ObjectiveKind::Classify => Reading::Examples(&labelled),
     };
     let (seq_len, rows) = (recipe.batch.seq_len, recipe.batch.rows);
     let config = LoaderConfig {
@@ -323,6 +359,9 @@ fn data(recipe: &Recipe, tokenizer: &Tokenizer, out: &Path) -> Result<(Loader, O
     };
     let opened = Loader::open(&config, reading, marks, seq_len, rows, recipe.seed);
     let loader = failure.take().map_or(opened, Err)?;
+    let note = (cut.get() > 0).then(|| {
+        format!("{} texts do not fit {most} tokens (batch.seq_len) with their label and lost their end", cut.get())
+    });
     let held_out = match held_out_source(&recipe.data).filter(|_| recipe.evaluation.every > 0) {
         Some(source) => {
             let open = |max_bytes| {
@@ -340,7 +379,7 @@ fn data(recipe: &Recipe, tokenizer: &Tokenizer, out: &Path) -> Result<(Loader, O
         }
         None => None,
     };
-    Ok((loader, held_out))
+    Ok((loader, held_out, note))
 }
 
 /// A model for a new run.
@@ -351,8 +390,8 @@ fn model(recipe: &Recipe, tokenizer: &Tokenizer, options: &Options<'_>) -> Resul
         let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
         let source = if is_gguf { ModelSource::Gguf(path) } else { ModelSource::Folder(path) };
         return match recipe.adapter.packed_base() {
-            Some(form) => Ok(ernie_model::load(&source, form)?),
-            None => trainable(recipe, Weights::open(&source, WeightsAs::F32)?),
+            Some(form) => Ok(ernie_model::build(open(recipe, &source, form)?)?),
+            None => trainable(recipe, open(recipe, &source, WeightsAs::F32)?),
         };
     }
     let mut config = match (&model.preset, &model.config) {
@@ -364,7 +403,19 @@ fn model(recipe: &Recipe, tokenizer: &Tokenizer, options: &Options<'_>) -> Resul
     config.eos_token_ids = tokenizer.eos().into_iter().collect();
     config.pad_token_id = tokenizer.pad();
     let config = config.with_vocab_size(tokenizer.vocab_size())?;
-    trainable(recipe, Weights::random(config, recipe.seed, WeightsAs::F32)?)
+    trainable(recipe, labelled_weights(recipe, Weights::random(config, recipe.seed, WeightsAs::F32)?)?)
+}
+
+/// The weights of a MODEL, with the head that the recipe's labels ask for.
+fn open(recipe: &Recipe, source: &ModelSource, form: WeightsAs) -> Result<Weights> {
+    labelled_weights(recipe, Weights::open(source, form)?)
+}
+
+fn labelled_weights(recipe: &Recipe, weights: Weights) -> Result<Weights> {
+    match &recipe.objective.labels[..] {
+        [] => Ok(weights),
+        labels => Ok(weights.with_labels(labels, recipe.seed)?),
+    }
 }
 
 /// The model of `weights` with its parameters to train, those of multi-token prediction too where the recipe trains it.

@@ -206,6 +206,7 @@ impl Trainer {
             seconds,
             router: measured.router(),
             preferred: measured.preferred,
+            classified: measured.classified,
             evaluation: None,
         })
     }

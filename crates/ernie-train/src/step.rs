@@ -7,29 +7,32 @@
 use std::sync::Arc;
 
 use ernie_data::Batch;
+use ernie_data::labelled::Tally;
 use ernie_model::{Decoder, Tokens};
 use ernie_nn::{Parameter, no_grad, ops};
 
 use crate::balance::{Dispatch, Routings, router_loss};
 use crate::error::{Error, Result};
 use crate::objective::{self, Reference, mtp};
-use crate::observe::Preferred;
+use crate::observe::{Classified, Preferred};
 use crate::recipe::Objective;
 
 /// What a step measured; the gradient lies in the parameters.
 pub struct StepLoss {
-    /// Mean loss of the unmasked tokens, in nats, or of the pairs of answers.
+    /// Mean loss of the unmasked tokens, in nats, or of the pairs of answers or the texts with labels.
     pub loss: f64,
     /// What the router terms added to what is minimised.
     pub router_loss: f64,
     /// Mean loss of the modules of multi-token prediction, in nats and without its weight; none where the model has none to train.
     pub mtp_loss: Option<f64>,
-    /// Unmasked tokens, or pairs.
+    /// Unmasked tokens, pairs, or texts.
     pub units: usize,
     /// Mean loss of each row of each micro-batch, for a sampler that learns from it; 0 for a row without any.
     pub row_losses: Vec<Vec<f32>>,
     /// How the pairs stood before the step, where there are pairs.
     pub preferred: Option<Preferred>,
+    /// How many texts were given their label before the step, where they have some.
+    pub classified: Option<Classified>,
     pub(crate) dispatch: Dispatch,
 }
 
@@ -94,7 +97,7 @@ pub(crate) fn accumulate_beside(
     }
 
     let mut dispatch = Dispatch::default();
-    let mut preferred: Option<Preferred> = None;
+    let (mut preferred, mut tally): (Option<Preferred>, Option<Tally>) = (None, None);
     let (mut sum, mut router, mut mtp_sum, mut row_losses) = (0.0, 0.0, 0.0, Vec::new());
     for (index, batch) in micro_batches.iter().enumerate() {
         let mut routings = Routings::default();
@@ -128,9 +131,13 @@ pub(crate) fn accumulate_beside(
         if let Some(of_batch) = loss.preferred {
             preferred.get_or_insert_default().join(&of_batch);
         }
+        if let Some(of_batch) = loss.tally {
+            tally.get_or_insert_default().join(&of_batch);
+        }
     }
     let mtp_loss = (!mtp_divisors.is_empty()).then_some(mtp_sum);
-    Ok(StepLoss { loss: sum / units as f64, router_loss: router, mtp_loss, units, row_losses, preferred, dispatch })
+    let (loss, classified) = (sum / units as f64, tally.as_ref().map(Classified::of));
+    Ok(StepLoss { loss, router_loss: router, mtp_loss, units, row_losses, preferred, classified, dispatch })
 }
 
 /// A batch as the decoder takes it.

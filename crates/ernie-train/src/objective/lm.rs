@@ -12,11 +12,11 @@ use crate::error::Result;
 pub(super) fn loss(decoder: &Decoder, hidden: &Value, batch: &Batch, divisor: f64) -> Result<Loss> {
     let loss = decoder.loss(hidden, &batch.targets, 1.0 / divisor)?;
     let sum = loss.rows.iter().map(|&loss| f64::from(loss)).sum();
-    Ok(Loss { value: loss.loss, sum, row_losses: row_means(batch, &loss.rows), preferred: None })
+    Ok(Loss { value: loss.loss, sum, row_losses: row_means(batch, &loss.rows), preferred: None, tally: None })
 }
 
 /// Each row's mean loss over its unmasked tokens.
-fn row_means(batch: &Batch, losses: &[f32]) -> Vec<f32> {
+pub(super) fn row_means(batch: &Batch, losses: &[f32]) -> Vec<f32> {
     let length = batch.seq_len.max(1);
     let rows = losses.chunks(length).zip(batch.targets.chunks(length));
     rows.map(|(losses, targets)| {

@@ -79,7 +79,7 @@ pub(super) fn loss(
     }
     let value = decoder.weighted_loss(hidden, &batch.targets, &factors)?.loss;
     let row_losses = row_losses.iter().map(|&(loss, pairs)| (loss / f64::from(pairs.max(1))) as f32).collect();
-    Ok(Loss { value, sum, row_losses, preferred: Some(preferred) })
+    Ok(Loss { value, sum, row_losses, preferred: Some(preferred), tally: None })
 }
 
 /// The log-probabilities of all answers of a batch, row by row.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Observer, Recovered, StepReport};
+use super::{Classified, Observer, Preferred, Recovered, StepReport};
 use crate::balance::RouterBalance;
 use crate::error::{Error, Result};
 
@@ -43,18 +43,21 @@ pub struct MetricsLine {
     /// Mean loss of the modules of multi-token prediction, in nats and without its weight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtp_loss: Option<f64>,
-    /// Share of the step's pairs of answers that stood right before it, and their mean margin.
+    /// Share of the step's pairs of answers that stood right before it, and their mean margin; or of its texts that were given their label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
     /// See `accuracy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margin: Option<f64>,
-    /// Share of the held-out pairs that stand right.
+    /// Share of the held-out pairs that stand right, or of the held-out texts that are given their label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_accuracy: Option<f64>,
     /// Share of the held-out pairs whose chosen answer is the likelier one, whatever the reference says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_likelier: Option<f64>,
+    /// The mean F1 of the labels of the held-out texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_macro_f1: Option<f64>,
     /// The routers' balance, a MoE layer each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub router: Vec<RouterBalance>,
@@ -63,6 +66,10 @@ pub struct MetricsLine {
 impl From<&StepReport> for MetricsLine {
     fn from(report: &StepReport) -> Self {
         let held_out = report.evaluation.and_then(|evaluation| evaluation.preferred);
+        let classified = report.evaluation.and_then(|evaluation| evaluation.classified);
+        let accuracy = |pairs: Option<Preferred>, texts: Option<Classified>| {
+            pairs.map(|pairs| pairs.accuracy()).or(texts.map(|texts| texts.accuracy()))
+        };
         Self {
             step: report.step,
             tokens: report.tokens,
@@ -72,10 +79,11 @@ impl From<&StepReport> for MetricsLine {
             tokens_per_s: report.tokens_per_s,
             val_loss: report.evaluation.map(|evaluation| evaluation.loss),
             val_bits_per_byte: report.evaluation.and_then(|evaluation| evaluation.bits_per_byte),
-            accuracy: report.preferred.map(|preferred| preferred.accuracy()),
+            accuracy: accuracy(report.preferred, report.classified),
             margin: report.preferred.map(|preferred| preferred.margin()),
-            val_accuracy: held_out.map(|preferred| preferred.accuracy()),
+            val_accuracy: accuracy(held_out, classified),
             val_likelier: held_out.map(|preferred| preferred.likelier_share()),
+            val_macro_f1: classified.map(|classified| classified.macro_f1),
             router_loss: (!report.router.is_empty()).then_some(report.router_loss),
             mtp_loss: report.mtp_loss,
             router: report.router.clone(),
@@ -182,7 +190,7 @@ mod tests {
             bits_per_byte: Some(1.5),
             tokens: 9,
             text_bytes: 20,
-            preferred: None,
+            ..Evaluation::default()
         });
         StepReport {
             step,

@@ -9,6 +9,7 @@ mod tensorboard;
 
 use std::path::PathBuf;
 
+use ernie_data::labelled::Tally;
 use serde::{Deserialize, Serialize};
 
 use crate::balance::RouterBalance;
@@ -87,7 +88,7 @@ pub struct StepReport {
     pub steps: u64,
     /// Positions seen since the run began, this step's included.
     pub tokens: u64,
-    /// Mean loss of the step's unmasked tokens, in nats, or of its pairs of answers.
+    /// Mean loss of the step's unmasked tokens, in nats, or of its pairs of answers or its texts with labels.
     pub loss: f64,
     /// What the router terms added to what was minimised.
     pub router_loss: f64,
@@ -105,6 +106,8 @@ pub struct StepReport {
     pub router: Vec<RouterBalance>,
     /// How the step's pairs of answers stood before it, where there are pairs.
     pub preferred: Option<Preferred>,
+    /// How many of the step's texts were given their label before it, where they have some.
+    pub classified: Option<Classified>,
     /// The held-out loss, on evaluation steps.
     pub evaluation: Option<Evaluation>,
 }
@@ -155,17 +158,42 @@ impl Preferred {
     }
 }
 
+/// How texts with labels stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Classified {
+    /// Texts.
+    pub texts: u64,
+    /// Those that are given their own label.
+    pub right: u64,
+    /// The mean F1 of the labels that were met.
+    pub macro_f1: f64,
+}
+
+impl Classified {
+    pub(crate) fn of(tally: &Tally) -> Self {
+        Self { texts: tally.texts(), right: tally.right(), macro_f1: tally.macro_f1() }
+    }
+
+    /// Share of texts that are given their own label.
+    pub fn accuracy(&self) -> f64 {
+        self.right as f64 / self.texts.max(1) as f64
+    }
+}
+
 /// The held-out loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Mean loss of the unmasked tokens, in nats.
+    /// Mean loss of the unmasked tokens, in nats, or of the pairs of answers or the texts with labels.
     pub loss: f64,
-    /// The same in bits a byte of text, the ends of documents paid for; none where pairs of answers are compared.
+    /// The same in bits a byte of text, the ends of documents paid for; none where it is not text that is foretold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits_per_byte: Option<f64>,
     /// How pairs of answers stood.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preferred: Option<Preferred>,
+    /// How texts with labels stood.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classified: Option<Classified>,
     /// Unmasked tokens read.
     pub tokens: u64,
     /// Bytes of text they stand for.

@@ -110,10 +110,17 @@ impl Observer for EventsWriter {
                 add("val/accuracy".into(), preferred.accuracy());
                 add("val/margin".into(), preferred.margin());
             }
+            if let Some(classified) = evaluation.classified {
+                add("val/accuracy".into(), classified.accuracy());
+                add("val/macro_f1".into(), classified.macro_f1);
+            }
         }
         if let Some(preferred) = report.preferred {
             add("train/accuracy".into(), preferred.accuracy());
             add("train/margin".into(), preferred.margin());
+        }
+        if let Some(classified) = report.classified {
+            add("train/accuracy".into(), classified.accuracy());
         }
         for router in &report.router {
             let layer = router.layer;

@@ -1,5 +1,7 @@
 //! What a recipe must hold to be a run: every rule in one list, every broken one reported.
 
+use ernie_model::config::check_labels;
+
 use super::{Base, Float, Format, ObjectiveKind, OnNan, OptimizerKind, Recipe, SamplerKind, TokenizerSource};
 use crate::error::{Error, Result};
 
@@ -89,16 +91,22 @@ fn data(recipe: &Recipe, problems: &mut Problems) {
         problems.expect(named, "data.mixture.text_fields", || "expected the names of fields".into());
     }
     problems.count("data.mixture", data.mixture.len(), 0);
-    if recipe.objective.kind != ObjectiveKind::Lm {
-        problems.expect(matches!(data.tokenizer, TokenizerSource::Model(_)), "data.tokenizer", || {
+    let records = match recipe.objective.kind {
+        ObjectiveKind::Lm => None,
+        ObjectiveKind::Sft | ObjectiveKind::Dpo => Some("conversations"),
+        ObjectiveKind::Classify => Some("texts with labels"),
+    };
+    if let Some(records) = records {
+        let knows_turns = matches!(data.tokenizer, TokenizerSource::Model(_));
+        problems.expect(knows_turns || recipe.objective.kind == ObjectiveKind::Classify, "data.tokenizer", || {
             "conversations need a tokenizer that knows the marks of turns; expected a path or a MODEL".into()
         });
         let bundled = data.train.iter().chain(&data.held_out).any(|glob| glob == "bundled");
         problems.expect(!bundled, "data.train", || {
-            "the bundled corpus holds no conversations; expected JSONL files of them".into()
+            format!("the bundled corpus holds no {records}; expected JSONL files of them")
         });
         problems.expect(matches!(data.format, Format::Auto | Format::Jsonl), "data.format", || {
-            "conversations are read from JSONL".into()
+            format!("{records} are read from JSONL")
         });
     }
     match &data.tokenizer {
@@ -199,6 +207,14 @@ fn optimisation(recipe: &Recipe, problems: &mut Problems) {
     });
 
     let objective = &recipe.objective;
+    if !objective.labels.is_empty() {
+        problems.expect(objective.kind == ObjectiveKind::Classify, "objective.labels", || {
+            "nothing asks for labels here; expected objective.kind = \"classify\"".into()
+        });
+        if let Err(problem) = check_labels(&objective.labels) {
+            problems.0.push(format!("objective.labels: {problem}"));
+        }
+    }
     problems.expect(objective.beta > 0.0 && objective.beta <= 1e6, "objective.beta", || {
         format!("expected a number above 0 and at most 1000000, got {}", objective.beta)
     });

@@ -168,6 +168,8 @@ pub enum ObjectiveKind {
     Sft,
     /// Of two answers to a question, the one that was judged the better (direct preference optimisation).
     Dpo,
+    /// Which of a few labels a text has, by a head on the state of its last token.
+    Classify,
 }
 
 /// What a pair of answers costs; see [`crate`]'s objectives for the formulas.
@@ -195,11 +197,13 @@ pub enum Normalise {
 }
 
 /// `[objective]`: what is minimised, and what keeps a router healthy.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Objective {
     /// What is minimised.
     pub kind: ObjectiveKind,
+    /// `classify`: the labels, by their ids; where there are none, those of the training data.
+    pub labels: Vec<String>,
     /// What the summed loss is divided by.
     pub normalise: Normalise,
     /// `dpo`: what a pair of answers costs.
@@ -233,6 +237,7 @@ impl Default for Objective {
     fn default() -> Self {
         Self {
             kind: ObjectiveKind::Lm,
+            labels: Vec::new(),
             normalise: Normalise::Tokens,
             preference: PreferenceLoss::Sigmoid,
             beta: 0.1,
