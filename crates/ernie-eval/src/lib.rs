@@ -1,7 +1,7 @@
 //! How good and how fast a model is: tasks, metrics, the baselines that it must beat, and speed beside what a machine allows.
 //!
 //! * [`tasks`] — a small trait and a list; each task turns a model into an [`EvalReport`].
-//! * [`Subject`] — log-likelihoods of given continuations, which all tasks stand on.
+//! * [`Subject`] — log-likelihoods of given continuations and the labels of texts, which all tasks stand on.
 //! * [`metrics`] — means and ratios with their standard errors.
 //! * [`load`] — latency under load, by scheduling policy.
 //! * [`baselines`] — LZMA and a byte n-gram on the same split.

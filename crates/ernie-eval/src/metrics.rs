@@ -1,6 +1,8 @@
 //! Numbers out of scores, with their standard errors.
 
-use crate::report::Metric;
+use ernie_data::labelled::Tally;
+
+pub use crate::report::Metric;
 
 /// The mean of zeros and ones, or of anything: its standard error is the sample's standard deviation over √n, as in
 /// lm-evaluation-harness. No error for fewer than two values; not a number for none.
@@ -23,6 +25,32 @@ pub fn ratio(units: &[(f64, f64)]) -> Metric {
     let stderr = (units.len() > 1 && below > 0.0).then(|| {
         let squares: f64 = units.iter().map(|(x, y)| (x - value * y).powi(2)).sum();
         (squares * n / (n - 1.0)).sqrt() / below
+    });
+    Metric { value, stderr }
+}
+
+/// The mean F1 of the labels that were met, with the standard error of the delta method: F1 of a label is a ratio of sums over the texts, `2 right / (texts + given)`, and
+/// what each text adds to the mean of these ratios is what its spread is taken of (see [`ratio`]).
+pub fn macro_f1(tally: &Tally) -> Metric {
+    let labels = tally.labels();
+    let value = tally.macro_f1();
+    let n = tally.texts() as f64;
+    let stderr = (tally.texts() > 1).then(|| {
+        let part = |label: usize, right: f64, met: f64| {
+            let of = labels.get(&label).copied().unwrap_or_default();
+            (2.0 * right - of.f1() * met) / (of.texts + of.given).max(1) as f64
+        };
+        let squares: f64 = tally
+            .cells()
+            .map(|(truth, guess, count)| {
+                let sum = match truth == guess {
+                    true => part(truth, 1.0, 2.0),
+                    false => part(truth, 0.0, 1.0) + part(guess, 0.0, 1.0),
+                };
+                count as f64 * (sum / labels.len() as f64).powi(2)
+            })
+            .sum();
+        (squares * n / (n - 1.0)).sqrt()
     });
     Metric { value, stderr }
 }
@@ -64,6 +92,32 @@ mod tests {
         close(got.value, want.value);
         close(got.stderr.unwrap(), want.stderr.unwrap());
         assert_eq!(ratio(&[(6.0, 3.0)]), Metric { value: 2.0, stderr: None });
+    }
+
+    #[test]
+    fn macro_f1_has_the_error_of_its_ratios() {
+        let mut tally = Tally::default();
+        for (truth, guess, count) in [(0, 0, 40), (0, 1, 10), (1, 1, 30), (1, 0, 20)] {
+            (0..count).for_each(|_| tally.add(truth, guess));
+        }
+        let got = macro_f1(&tally);
+        close(got.value, tally.macro_f1());
+        // The same by leaving out one text at a time (the jackknife), which agrees for many texts.
+        let without: Vec<(f64, f64)> = tally
+            .cells()
+            .map(|(truth, guess, count)| {
+                let mut less = Tally::default();
+                for (t, g, c) in tally.cells() {
+                    (0..c - u64::from((t, g) == (truth, guess))).for_each(|_| less.add(t, g));
+                }
+                (less.macro_f1(), count as f64)
+            })
+            .collect();
+        let mean = without.iter().map(|(value, count)| value * count).sum::<f64>() / 100.0;
+        let squares: f64 = without.iter().map(|(value, count)| count * (value - mean).powi(2)).sum();
+        let jackknife = (squares * 99.0 / 100.0).sqrt();
+        assert!((got.stderr.unwrap() / jackknife - 1.0).abs() < 0.03, "{:?} {jackknife}", got.stderr);
+        assert_eq!(macro_f1(&Tally::default()).stderr, None);
     }
 
     #[test]

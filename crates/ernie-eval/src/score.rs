@@ -5,7 +5,8 @@
 //! continuation; an empty context is the model's prefix id (beginning of text, else end of text).
 
 use ernie_data::tokenizer::Tokenizer;
-use ernie_serve::engine::{Engine, Event, FinishReason, Request, RequestId, TokenScore};
+use ernie_model::Classifier;
+use ernie_serve::engine::{Engine, Event, FinishReason, Pooling, Request, RequestId, TokenScore};
 
 use crate::{Error, Result};
 
@@ -15,6 +16,8 @@ pub struct Subject<'a> {
     pub engine: &'a mut Engine,
     /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
+    /// The model's head for labels, where it has one.
+    pub classifier: Option<Classifier>,
 }
 
 /// A context and what may follow it, in ids.
@@ -99,17 +102,59 @@ impl Subject<'_> {
     /// [`Error::Setting`] for a continuation longer than the context; [`Error::Serve`] when the engine fails.
     pub fn score_ids(&mut self, pairs: Vec<Pair>, progress: &mut dyn FnMut(usize)) -> Result<Vec<Vec<TokenScore>>> {
         let context_length = self.engine.context_length();
+        let requests = pairs
+            .into_iter()
+            .map(|pair| cut(pair, context_length).map(|pair| Request::score(pair.context, pair.continuation)));
+        let scored = |event| match event {
+            Event::Scored { tokens, .. } => Some(tokens),
+            _ => None,
+        };
+        self.ask(requests, &scored, progress)
+    }
+
+    /// The logit of each label, for each text of at most the context's length in ids; the answers stand in the order of `texts`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where the model has no head for labels; [`Error::Serve`] when the engine fails.
+    pub fn classify_ids(&mut self, texts: Vec<Vec<u32>>, progress: &mut dyn FnMut(usize)) -> Result<Vec<Vec<f32>>> {
+        let classifier = self.classifier()?.clone();
+        let requests = texts.into_iter().map(|ids| Ok(Request::embed(ids, Pooling::Last)));
+        let embedded = |event| match event {
+            Event::Embedded { embedding, .. } => Some(embedding),
+            _ => None,
+        };
+        let states = self.ask(requests, &embedded, progress)?;
+        states.iter().map(|state| Ok(classifier.logits(state).map_err(ernie_serve::Error::from)?)).collect()
+    }
+
+    /// The head for labels.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where the model has none.
+    pub fn classifier(&self) -> Result<&Classifier> {
+        self.classifier.as_ref().ok_or_else(|| Error::Setting {
+            name: "the model",
+            value: "without a head for labels".into(),
+            expected: "one that was trained with objective.kind = \"classify\", or an adapter of such a run".into(),
+        })
+    }
+
+    /// Asks the engine, as much at once as keeps it busy. `take` takes out of the events what each request is answered by; the answers stand in the order of the requests.
+    fn ask<T: Default>(
+        &mut self,
+        requests: impl ExactSizeIterator<Item = Result<Request>>,
+        take: &dyn Fn(Event) -> Option<T>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<T>> {
         let ahead = (self.engine.options().max_running + AHEAD).min(self.engine.options().max_waiting);
-        let mut scores: Vec<Vec<TokenScore>> = vec![Vec::new(); pairs.len()];
+        let mut answers: Vec<T> = (0..requests.len()).map(|_| T::default()).collect();
         let mut open: Vec<(RequestId, usize)> = Vec::new();
-        let mut pairs = pairs.into_iter().enumerate();
+        let mut requests = requests.enumerate();
         let mut done = 0;
-        while done < scores.len() {
+        while done < answers.len() {
             while open.len() < ahead.max(1) {
-                let Some((index, pair)) = pairs.next() else { break };
-                let outcome = cut(pair, context_length)
-                    .and_then(|pair| Ok(self.engine.submit(Request::score(pair.context, pair.continuation))?));
-                match outcome {
+                let Some((index, request)) = requests.next() else { break };
+                match request.and_then(|request| Ok(self.engine.submit(request)?)) {
                     Ok(id) => open.push((id, index)),
                     Err(error) => {
                         self.abandon(&open);
@@ -121,7 +166,6 @@ impl Subject<'_> {
                 let request = event.request();
                 let Some(at) = open.iter().position(|&(id, _)| id == request) else { continue };
                 match event {
-                    Event::Scored { tokens, .. } => scores[open[at].1] = tokens,
                     Event::Finished { reason: FinishReason::Error(message), .. } => {
                         open.swap_remove(at);
                         self.abandon(&open);
@@ -132,11 +176,15 @@ impl Subject<'_> {
                         done += 1;
                         progress(done);
                     }
-                    Event::Token { .. } | Event::Logits { .. } | Event::Embedded { .. } => {}
+                    other => {
+                        if let Some(answer) = take(other) {
+                            answers[open[at].1] = answer;
+                        }
+                    }
                 }
             }
         }
-        Ok(scores)
+        Ok(answers)
     }
 
     /// Leaves the engine as it was found.

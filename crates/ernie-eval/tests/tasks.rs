@@ -77,7 +77,7 @@ fn a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity() {
     let path = folder.path().join("text.txt");
     let text = "the cat sat on the mat. 猫 😀 and so on and on\n".repeat(20);
     std::fs::write(&path, &text).unwrap();
-    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer };
+    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer, classifier: None };
     let options = EvalOptions { data: Some(path), ..EvalOptions::default() };
     let mut last = (0, 0);
     let task = tasks::find("perplexity").unwrap();
@@ -97,7 +97,7 @@ fn a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity() {
 #[test]
 fn perplexity_refuses_what_cannot_be() {
     let (tokenizer, mut engine) = (tokenizer(), engine("", 0));
-    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer };
+    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer, classifier: None };
     let mut check = |options: EvalOptions, words: &str| {
         let error = tasks::find("perplexity").unwrap().run(&mut subject, &options, &mut |_, _| ()).unwrap_err();
         assert!(error.is_input() && error.to_string().contains(words), "{error}");
@@ -116,7 +116,7 @@ fn sst2_counts_the_likelier_answer() {
     assert_eq!((positive.len(), negative.len()), (1, 1), "equally long answers, so that only the word decides");
     let positive = positive[0];
     let mut engine = engine("good", positive);
-    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer };
+    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer, classifier: None };
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(
         folder.path().join("dev.tsv"),
@@ -147,7 +147,7 @@ fn sst2_counts_the_likelier_answer() {
 #[test]
 fn pairs_follow_the_harness() {
     let (tokenizer, mut engine) = (tokenizer(), engine("", 0));
-    let subject = Subject { engine: &mut engine, tokenizer: &tokenizer };
+    let subject = Subject { engine: &mut engine, tokenizer: &tokenizer, classifier: None };
     let encode = |text: &str| tokenizer.encode(text).unwrap();
     let pair = subject.encode_pair("the cat ", "sat").unwrap();
     assert_eq!(pair.context, encode("the cat"));
@@ -167,7 +167,7 @@ fn pairs_follow_the_harness() {
 #[test]
 fn scores_stand_in_order_and_failures_leave_the_engine_idle() {
     let (tokenizer, mut engine) = (tokenizer(), engine("", 0));
-    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer };
+    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer, classifier: None };
     let pairs: Vec<(String, String)> =
         (0..60).map(|i| ("the cat".to_string(), format!(" sat{}", " on".repeat(i % 7)))).collect();
     let scores = subject.score(&pairs, &mut |_| ()).unwrap();
@@ -194,7 +194,7 @@ fn sst2_runs_on_the_published_files() {
         return;
     };
     let (tokenizer, mut engine) = (tokenizer(), engine("", 0));
-    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer };
+    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer, classifier: None };
     let data = Some(std::path::Path::new(&data).join("glue/SST-2"));
     let options = EvalOptions { data, shots: 1, limit: Some(40), ..EvalOptions::default() };
     let report = tasks::find("sst2").unwrap().run(&mut subject, &options, &mut |_, _| ()).unwrap();

@@ -203,6 +203,7 @@ fn help_and_version_are_data() {
         "train",
         "eval",
         "score",
+        "classify",
         "logits",
         "bench",
         "quantize",

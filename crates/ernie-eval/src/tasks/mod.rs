@@ -3,12 +3,14 @@
 //! A task turns a [`Subject`] and [`EvalOptions`] into an [`EvalReport`]. To add one, write a file like its siblings and
 //! name it in the list.
 
+mod classify;
 mod perplexity;
 mod preference;
 mod sst2;
 
 use std::path::PathBuf;
 
+pub use classify::Classify;
 pub use perplexity::Perplexity;
 pub use preference::Preferences;
 pub use sst2::Sst2;
@@ -36,7 +38,7 @@ pub trait Task: Sync {
 }
 
 /// All tasks.
-pub const TASKS: &[&dyn Task] = &[&Perplexity, &Preferences, &Sst2];
+pub const TASKS: &[&dyn Task] = &[&Classify, &Perplexity, &Preferences, &Sst2];
 
 /// The task of this name.
 ///
@@ -95,6 +97,6 @@ mod tests {
             assert!(!task.about().is_empty() && !task.data().is_empty());
         }
         let error = find("mmlu").err().unwrap();
-        assert!(error.is_input() && error.to_string().contains("perplexity, preference, sst2"), "{error}");
+        assert!(error.is_input() && error.to_string().contains("classify, perplexity, preference, sst2"), "{error}");
     }
 }

@@ -11,8 +11,8 @@ mod unbuilt;
 use crate::commands::serve;
 use crate::{
     commands::{
-        bench, chat, convert, eval, generate, inspect, logits, merge, quantize, report, score, store, tokenize, train,
-        upcycle,
+        bench, chat, classify, convert, eval, generate, inspect, logits, merge, quantize, report, score, store,
+        tokenize, train, upcycle,
     },
     exit::Exit,
     failure::{Failure, Result},
@@ -60,6 +60,7 @@ pub(crate) enum Command {
     Report(report::Args),
     Eval(eval::Args),
     Score(score::Args),
+    Classify(classify::Args),
     Logits(logits::Args),
     Bench(bench::Args),
     #[cfg(feature = "http")]

@@ -95,10 +95,11 @@ fn ask(
     options: &EvalOptions,
     printer: &Printer,
 ) -> Result<EvalReport> {
+    let classifier = decoder.classifier();
     let mut engine = engine(decoder, TOGETHER)?;
     let mut progress = Progress::new(*printer, task.name(), None, Unit::Items);
     let mut known = false;
-    let mut subject = Subject { engine: &mut engine, tokenizer };
+    let mut subject = Subject { engine: &mut engine, tokenizer, classifier };
     let report = task.run(&mut subject, options, &mut |done, total| {
         if !known {
             progress.set_total(total as u64);

@@ -38,6 +38,9 @@ struct Inspection {
 /// Bytes of one number in the key/value cache that `kv_bytes_per_token` counts: bf16.
 const KV_BYTES: usize = 2;
 
+/// Labels shown to people; `--json` has all.
+const LABELS_SHOWN: usize = 8;
+
 /// Names of skipped tensors shown to people; `--json` has all.
 const SKIPPED_SHOWN: usize = 8;
 
@@ -122,6 +125,7 @@ fn fields(inspection: &Inspection) -> Value {
         "hidden_size": config.hidden_size,
         "vocab_size": config.vocab_size,
         "context_length": config.max_position_embeddings,
+        "labels": config.labels,
         "params_total": count.total,
         "params_active": count.active,
         "params_mtp": count.mtp,
@@ -189,6 +193,12 @@ fn show(model: &Model, inspection: &Inspection, printer: &Printer) -> Result<()>
             if config.tie_word_embeddings { ", head tied" } else { ", own head" }
         ),
     ));
+    if !config.labels.is_empty() {
+        let shown: Vec<&str> = config.labels.iter().take(LABELS_SHOWN).map(String::as_str).collect();
+        let more = config.labels.len() - shown.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        rows.push(("labels", format!("{}: {}{more}", config.labels.len(), shown.join(", "))));
+    }
     rows.push(("context", format!("{} tokens", printer::exact(config.max_position_embeddings as u64))));
     let predicted = if matches!(model.place, Place::Preset(_)) { ", predicted" } else { "" };
     rows.push(("weights", format!("{}{predicted}", printer::bytes(report.weight_bytes))));

@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 mod checkpoint;
+pub(crate) mod classify;
 pub(crate) mod convert;
 pub(crate) mod eval;
 pub(crate) mod generate;
@@ -58,6 +59,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Report(args) => report::run(&args, &printer),
         Command::Eval(args) => eval::run(&args, &printer),
         Command::Score(args) => score::run(&args, &printer),
+        Command::Classify(args) => classify::run(&args, &printer),
         Command::Logits(args) => logits::run(&args, &printer),
         #[cfg(feature = "http")]
         Command::Serve(args) => serve::run(&args, &printer),

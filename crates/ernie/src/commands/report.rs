@@ -125,7 +125,8 @@ impl Run {
         if let Some(line) = last_measured {
             figures.push(("last held-out loss", json!(line.val_loss)));
             figures.extend(line.val_bits_per_byte.map(|bits| ("last held-out bits per byte", json!(bits))));
-            figures.extend(line.val_accuracy.map(|share| ("held-out pairs right", json!(share))));
+            figures.extend(line.val_accuracy.map(|share| (right(line), json!(share))));
+            figures.extend(line.val_macro_f1.map(|f1| ("macro-F1 of the held-out texts", json!(f1))));
             figures.extend(
                 line.val_likelier.map(|share| ("held-out pairs whose chosen answer is likelier", json!(share))),
             );
@@ -194,7 +195,13 @@ fn page(runs: &[&Run]) -> Report {
         }));
     }
     lines.extend([
-        plot("Held-out pairs", "Share of pairs of answers that stand right.", false, &|line| line.val_accuracy),
+        plot("Held-out pairs", "Share of pairs of answers that stand right.", false, &|line| {
+            line.val_accuracy.filter(|_| line.val_macro_f1.is_none())
+        }),
+        plot("Held-out texts", "Share of texts that are given their label.", false, &|line| {
+            line.val_accuracy.filter(|_| line.val_macro_f1.is_some())
+        }),
+        plot("Held-out macro-F1", "Mean F1 of the labels.", false, &|line| line.val_macro_f1),
         plot("Learning rate", "", false, &|line| Some(line.lr)),
         plot("Gradient", "Global norm before clipping, running mean.", true, &|line| Some(line.grad_norm)),
         plot("Speed", "Positions a second, running mean; evaluations and checkpoints left out.", true, &|line| {
@@ -234,7 +241,8 @@ fn page(runs: &[&Run]) -> Report {
     if let Some(line) = first.metrics.iter().rev().find(|line| line.val_loss.is_some()) {
         tiles.extend(line.val_loss.map(|loss| tile(format!("{loss:.3}"), "held-out loss")));
         tiles.extend(line.val_bits_per_byte.map(|bits| tile(format!("{bits:.3}"), "held-out bits per byte")));
-        tiles.extend(line.val_accuracy.map(|share| tile(format!("{:.1} %", 100.0 * share), "held-out pairs right")));
+        tiles.extend(line.val_accuracy.map(|share| tile(format!("{:.1} %", 100.0 * share), right(line))));
+        tiles.extend(line.val_macro_f1.map(|f1| tile(format!("{f1:.3}"), "held-out macro-F1")));
     }
     Report {
         subtitle: format!("{made}, {}.", objective(&first.recipe)),
@@ -249,6 +257,11 @@ fn page(runs: &[&Run]) -> Report {
     }
 }
 
+/// What the held-out accuracy of a line is the share of.
+fn right(line: &MetricsLine) -> &'static str {
+    if line.val_macro_f1.is_some() { "held-out texts right" } else { "held-out pairs right" }
+}
+
 fn objective(recipe: &Recipe) -> String {
     use ernie_train::recipe::ObjectiveKind;
     let from = match (&recipe.model.weights, &recipe.model.preset, &recipe.model.config) {
@@ -260,6 +273,7 @@ fn objective(recipe: &Recipe) -> String {
         ObjectiveKind::Lm => "next-token prediction",
         ObjectiveKind::Sft => "fine-tuning on conversations",
         ObjectiveKind::Dpo => "preferences between answers",
+        ObjectiveKind::Classify => "labels of texts",
     };
     let beside =
         if recipe.adapter.rank > 0 { format!(", an adapter of rank {}", recipe.adapter.rank) } else { String::new() };

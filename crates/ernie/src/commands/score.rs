@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
 
     let loaded = model.load(&args.weights, args.seed, printer)?;
     let mut engine = engine(loaded.decoder, TOGETHER)?;
-    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer };
+    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer, classifier: None };
     let mut pairs: Vec<Pair> = Vec::with_capacity(lines.len());
     for (number, line) in &lines {
         let pair = subject

@@ -60,7 +60,7 @@ pub(super) fn quality(model: &Path, weights: WeightsAs, printer: &Printer) -> Re
     let options =
         EngineOptions { max_running: TOGETHER, prefix_cache_bytes: 0, draft_tokens: 0, ..EngineOptions::default() };
     let mut engine = Engine::new(loaded.decoder, options)?;
-    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer };
+    let mut subject = Subject { engine: &mut engine, tokenizer: &tokenizer, classifier: None };
     let report = Perplexity.run(&mut subject, &EvalOptions::default(), &mut |_, _| {})?;
     let value = |name: &str| {
         report.value(name).ok_or_else(|| Failure::defect(format!("the perplexity task has no finite {name}")))

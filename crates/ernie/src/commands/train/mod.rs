@@ -12,6 +12,7 @@ use crate::{
     progress::{Progress, Unit},
 };
 use dashboard::Dashboard;
+use ernie_train::recipe::ObjectiveKind;
 use ernie_train::{Evaluation, Finished, Observer, Options, Outcome, Recovered, Saved, Started, StepReport, Trainer};
 use std::path::PathBuf;
 use tasks::Tasks;
@@ -110,7 +111,10 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
                 printer
                     .say(format!("the held-out loss has not fallen since step {} ({:.3})", best.step, best.val_loss));
             }
-            printer.say(format!("talk to it: ernie chat {}", args.out.display()));
+            printer.say(match trainer.recipe().objective.kind {
+                ObjectiveKind::Classify => format!("try it: ernie classify {} --text '…'", args.out.display()),
+                _ => format!("talk to it: ernie chat {}", args.out.display()),
+            });
             Ok(Exit::Done)
         }
         Outcome::Interrupted => {
@@ -241,6 +245,10 @@ fn evaluation_line(step: u64, evaluation: &Evaluation) -> String {
     if let Some(preferred) = evaluation.preferred {
         let shares = [preferred.accuracy(), preferred.likelier_share()].map(|share| 100.0 * share);
         line += &format!(", {:.1} % of {} pairs right, {:.1} % likelier", shares[0], preferred.pairs, shares[1]);
+    }
+    if let Some(classified) = evaluation.classified {
+        let (share, texts, f1) = (100.0 * classified.accuracy(), classified.texts, classified.macro_f1);
+        line += &format!(", {share:.1} % of {texts} texts given their label, macro-F1 {f1:.3}");
     }
     line
 }

@@ -1,0 +1,102 @@
+//! Classification: how often the head for labels finds the label of a text.
+//!
+//! `acc` is the share of texts that are given their own label. `macro_f1` is the mean over labels of the harmonic mean of precision and recall, so that a rare label
+//! weighs as much as a frequent one; beside it stands the F1 of each of the first [`MOST_SHOWN`] labels.
+
+use std::path::Path;
+
+use ernie_data::labelled::{self, LabelledText, Tally};
+use ernie_data::source::{Source, SourceConfig};
+use ernie_model::decoder::likeliest;
+
+use super::{EvalOptions, Task};
+use crate::{Error, EvalReport, Result, Subject, metrics};
+
+/// Labels whose own F1 is reported.
+const MOST_SHOWN: usize = 32;
+
+/// `classify`: see the module.
+#[derive(Debug, Clone, Copy)]
+pub struct Classify;
+
+impl Task for Classify {
+    fn name(&self) -> &'static str {
+        "classify"
+    }
+
+    fn about(&self) -> &'static str {
+        "how often a model with a head for labels gives a text its own: accuracy, and F1 over labels"
+    }
+
+    fn data(&self) -> &'static str {
+        "JSONL with `text`, `label` (a name, or a number: a label's place in the model's list) and, if need be, `text_pair`, plain, gzip or zstd"
+    }
+
+    fn run(
+        &self,
+        subject: &mut Subject<'_>,
+        options: &EvalOptions,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<EvalReport> {
+        let data = options.data.as_ref().ok_or(Error::NeedsData {
+            task: "classify",
+            had: "pass texts with labels as --data FILE.jsonl, lines of {\"text\": …, \"label\": …}",
+        })?;
+        if options.shots > 0 {
+            return Err(Error::Setting {
+                name: "shots",
+                value: options.shots.to_string(),
+                expected: "0: each text is classified by itself".into(),
+            });
+        }
+        let labels = subject.classifier()?.labels().to_vec();
+        let Texts { ids, truths, cut } = texts(subject, data, &labels)?;
+        let (ids, truths) = (options.limit(ids)?, options.limit(truths)?);
+        let n = ids.len();
+        let mut tally = Tally::default();
+        let logits = subject.classify_ids(ids, &mut |done| progress(done, n))?;
+        truths.iter().zip(&logits).for_each(|(&truth, logits)| tally.add(truth, likeliest(logits)));
+
+        let right: Vec<f64> =
+            truths.iter().zip(&logits).map(|(&t, l)| f64::from(u8::from(likeliest(l) == t))).collect();
+        let mut report = EvalReport::new(self.name(), n)
+            .metric("acc", metrics::mean(&right))
+            .metric("macro_f1", metrics::macro_f1(&tally));
+        let of_labels = tally.labels();
+        for (&id, of) in of_labels.iter().filter(|(_, of)| of.texts > 0).take(MOST_SHOWN) {
+            report = report.metric(&format!("f1_{}", labels[id]), metrics::Metric { value: of.f1(), stderr: None });
+        }
+        let counts = of_labels.iter().map(|(&id, of)| (labels[id].clone(), of.texts.into()));
+        Ok(report
+            .setting("data", data.display().to_string())
+            .setting("texts_of_label", counts.collect::<serde_json::Map<_, _>>())
+            .setting("longer_than_the_context", cut))
+    }
+}
+
+/// What a file holds.
+struct Texts {
+    ids: Vec<Vec<u32>>,
+    truths: Vec<usize>,
+    /// Texts that are longer than the model's context and lost their end.
+    cut: usize,
+}
+
+fn texts(subject: &Subject<'_>, path: &Path, labels: &[String]) -> Result<Texts> {
+    let at = path.display().to_string();
+    let mut source = Source::open(&labelled::lines(&SourceConfig::new(&[at.as_str()])), Path::new("."))?;
+    let (tokenizer, most) = (subject.tokenizer, subject.engine.context_length());
+    let mut texts = Texts { ids: Vec::new(), truths: Vec::new(), cut: 0 };
+    while let Some(piece) = source.next()? {
+        let fault = |what: String| source.fault(&what);
+        let text = LabelledText::parse(&piece.text).map_err(fault)?;
+        texts.truths.push(text.find(labels).map_err(fault)?);
+        let (ids, cut) = labelled::ids(&text.text, tokenizer, most).map_err(|error| fault(error.to_string()))?;
+        texts.ids.push(ids);
+        texts.cut += usize::from(cut);
+    }
+    if texts.ids.is_empty() {
+        return Err(Error::Data { at, what: "no text with a label in it".into() });
+    }
+    Ok(texts)
+}
