@@ -161,6 +161,47 @@ fn spellings_of_every_generation_are_read() {
 }
 
 #[test]
+fn a_head_for_labels_is_read_as_transformers_writes_it() {
+    let class = json!(["Ernie4_5ForSequenceClassification"]);
+    let labels = |more: Value| {
+        let mut changes = json!({ "architectures": class });
+        changes.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        parse(&with("dense/config.json", changes)).map(|config| config.labels)
+    };
+    assert_eq!(labels(json!({})).unwrap(), ["LABEL_0", "LABEL_1"]);
+    assert_eq!(labels(json!({ "num_labels": 3 })).unwrap(), ["LABEL_0", "LABEL_1", "LABEL_2"]);
+    let named = json!({ "id2label": { "1": "no", "0": "yes", "2": "so" }, "label2id": { "yes": 0 }, "num_labels": 3 });
+    assert_eq!(labels(named).unwrap(), ["yes", "no", "so"]);
+    for (more, says) in [
+        (json!({ "num_labels": 1 }), "num_labels"),
+        (json!({ "num_labels": 2, "id2label": { "0": "a", "1": "b", "2": "c" } }), "num_labels"),
+        (json!({ "id2label": { "0": "a", "2": "b" } }), "id2label.1"),
+        (json!({ "id2label": { "0": "a", "1": "a" } }), "stands twice"),
+        (json!({ "id2label": { "0": "a", "1": "b\n" } }), "control characters"),
+        (json!({ "id2label": { "0": "a", "1": 3 } }), "id2label.1"),
+        (json!({ "id2label": ["a", "b"] }), "id2label"),
+        (json!({ "problem_type": "regression" }), "`regression` is not built"),
+    ] {
+        let error = labels(more.clone()).unwrap_err();
+        assert!(error.is_input() && error.to_string().contains(says), "{more}: {error}");
+    }
+    // A model of words may carry such keys too, where they mean nothing.
+    let leftovers = json!({ "id2label": { "0": "LABEL_0" }, "num_labels": 1, "problem_type": null });
+    assert!(parse(&with("dense/config.json", leftovers)).unwrap().labels.is_empty());
+
+    for base in ["dense/config.json", "moe/config.json"] {
+        let mut config = parse(&parity_json(base)).unwrap();
+        config.labels = vec!["a".into(), "b".into(), "c".into()];
+        let json = config.to_json();
+        assert!(json["architectures"][0].as_str().unwrap().ends_with("ForSequenceClassification"));
+        assert_eq!((&json["num_labels"], &json["label2id"]["c"]), (&json!(3), &json!(2)));
+        assert_eq!(parse(&json).unwrap(), config);
+        let sum: usize = config.tensors().iter().map(|spec| spec.shape.iter().product::<usize>()).sum();
+        assert_eq!(config.parameters().total, sum as u64, "{base}");
+    }
+}
+
+#[test]
 fn what_is_ignored_is_said() {
     let text = with("dense/config.json", json!({ "auto_map": { "AutoModel": "x.py" }, "shiny_new": 1 })).to_string();
     let (_, notes) = ModelConfig::from_json_with_notes(&text, "config.json").unwrap();

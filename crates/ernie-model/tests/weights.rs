@@ -323,6 +323,39 @@ fn multi_token_prediction_is_kept_and_saved_again() {
 }
 
 #[test]
+fn a_head_for_labels_is_drawn_kept_or_set_aside() {
+    let labels = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+    let open = |path: &Path, names: &[&str], seed: u64| {
+        let weights = Weights::open(&ModelSource::Folder(path.into()), WeightsAs::F32).unwrap();
+        ernie_model::build_trainable(weights.with_labels(&labels(names), seed).unwrap(), ernie_nn::Width::F32).unwrap()
+    };
+    let score = |loaded: &ernie_model::Loaded| loaded.decoder.score().unwrap().to_vec().unwrap();
+    let base = parity("moe_untied");
+    let (one, same, other) = (open(&base, &["a", "b"], 1), open(&base, &["a", "b"], 1), open(&base, &["a", "b"], 2));
+    assert_eq!(score(&one), score(&same));
+    assert_ne!(score(&one), score(&other));
+    assert!(score(&one).iter().any(|&weight| weight != 0.0) && one.report.skipped.is_empty());
+
+    let out = tempfile::tempdir().unwrap();
+    one.decoder.save_into(out.path(), &[], SaveAs::F32).unwrap();
+    let kept = open(out.path(), &["a", "b"], 9);
+    assert!(score(&kept) == score(&one) && kept.report.used == one.report.used + 1);
+    let anew = open(out.path(), &["b", "a"], 9);
+    assert!(
+        score(&anew) != score(&one) && anew.report.skipped[0].starts_with("score.weight (a head for other labels)")
+    );
+    assert!(anew.report.notes.iter().any(|note| note.contains("other labels")), "{:?}", anew.report.notes);
+    let weights = Weights::open(&ModelSource::Folder(base), WeightsAs::F32).unwrap();
+    assert!(weights.with_labels(&labels(&["a"]), 1).err().unwrap().is_input());
+
+    // What a config does not announce is not passed over.
+    let config = out.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("ForSequenceClassification", "ForCausalLM")).unwrap();
+    assert!(load_all(out.path()).unwrap_err().to_string().contains("score.weight"));
+}
+
+#[test]
 fn saving_refuses_what_is_not_the_model() {
     let config = ModelConfig::from_json(&Draft::of("dense").config).unwrap();
     let out = tempfile::tempdir().unwrap();

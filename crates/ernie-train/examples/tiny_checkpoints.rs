@@ -1,5 +1,5 @@
-//! Trains tiny models and writes what other programs should find in their checkpoints: dense, MoE, MoE with multi-token prediction, and adapters
-//! beside the first two.
+//! Trains tiny models and writes what other programs should find in their checkpoints: dense, MoE, MoE with multi-token prediction, and, beside the
+//! first two, adapters and heads for labels, with all weights and with an adapter.
 //!
 //! Run with `cargo run -p ernie-train --example tiny_checkpoints -- OUT`; `tests/transformers/check.py OUT` compares.
 //! Prints nothing; OUT/dense, OUT/moe, … are run folders with `expected.safetensors` and `expected.json` in them.
@@ -10,7 +10,8 @@ use std::sync::atomic::AtomicBool;
 
 use ernie_files::safetensors::Writer;
 use ernie_files::{Dtype, TensorInfo};
-use ernie_model::{Tokens, WeightsAs};
+use ernie_model::{Decoder, Tokens, WeightsAs};
+use ernie_nn::no_grad;
 use ernie_train::{Options, Recipe, Trainer};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
@@ -32,6 +33,8 @@ fn main() -> Fallible<()> {
         let model = format!("weights = {base:?}\n");
         let adapter = format!("[adapter]\nrank = 4\n{targets}");
         train(&model, &format!("{base:?}"), &adapter, &out.join(format!("{kind}-lora")))?;
+        classify(&base, "", &out.join(format!("{kind}-labels")))?;
+        classify(&base, &adapter, &out.join(format!("{kind}-labels-lora")))?;
     }
     Ok(())
 }
@@ -41,7 +44,40 @@ fn train(model: &str, tokenizer: &str, more: &str, out: &Path) -> Fallible<()> {
         "[model]\n{model}[data]\ntrain = [\"bundled\"]\ntokenizer = {tokenizer}\n{more}\
          [batch]\nrows = 4\nseq_len = 64\n[schedule]\nsteps = 20\nwarmup = 2\n[optimizer]\nlr = 0.01\n[evaluation]\nevery = 0\n"
     );
-    let recipe = Recipe::parse(&text, "tiny_checkpoints", Path::new("/"), &[], &std::env::current_dir()?)?;
+    let (trainer, model) = run(&text, out)?;
+    let vocab = model.config().vocab_size;
+    let (rows, length) = (2, 24);
+    let ids: Vec<u32> = (0..rows * length).map(|at| (at * at * 31 + at * 7) as u32 % vocab as u32).collect();
+    let tokens = Tokens::packed(ids.clone(), &[length; 2]);
+    let all: Vec<usize> = (0..ids.len()).collect();
+    let logits = model.forward_logits(&tokens, None, &all)?;
+    expect(out, &ids, ("logits", &[rows, length, vocab]), &logits)?;
+    let ids = trainer.tokenizer().encode(TEXT)?;
+    std::fs::write(out.join("expected.json"), serde_json::json!({ "text": TEXT, "ids": ids }).to_string())?;
+    Ok(())
+}
+
+/// A head for three labels on what `base` holds.
+fn classify(base: &Path, adapter: &str, out: &Path) -> Fallible<()> {
+    let data = out.with_extension("jsonl");
+    let line = |at: usize| format!("{{\"text\": \"text {at}\", \"label\": \"{}\"}}\n", ["low", "high", "none"][at % 3]);
+    std::fs::write(&data, (0..60).map(line).collect::<String>())?;
+    let text = format!(
+        "[model]\nweights = {base:?}\n[data]\ntrain = [{data:?}]\ntokenizer = {base:?}\n{adapter}[objective]\nkind = \"classify\"\n\
+         [batch]\nrows = 4\nseq_len = 64\n[schedule]\nsteps = 20\nwarmup = 2\n[optimizer]\nlr = 0.01\n[evaluation]\nevery = 0\n"
+    );
+    let (_, model) = run(&text, out)?;
+    // No id is that of padding, which others look for.
+    let (vocab, length) = (model.config().vocab_size as u32, 24);
+    let ids: Vec<u32> = (0..2 * length).map(|at| 3 + (at * at * 31 + at * 7) as u32 % (vocab - 3)).collect();
+    let hidden = no_grad(|| model.hidden(&Tokens::packed(ids.clone(), &[length; 2]), None, &mut ()))?;
+    let scores = model.label_logits(&hidden, &[length - 1, 2 * length - 1])?;
+    expect(out, &ids, ("scores", &[2, 3]), &scores)
+}
+
+/// Trains by a recipe; the trainer, and what was saved: not what is in memory is what others will load.
+fn run(recipe: &str, out: &Path) -> Fallible<(Trainer, Decoder)> {
+    let recipe = Recipe::parse(recipe, "tiny_checkpoints", Path::new("/"), &[], &std::env::current_dir()?)?;
     let options = Options {
         out: out.to_owned(),
         resume: false,
@@ -51,27 +87,21 @@ fn train(model: &str, tokenizer: &str, more: &str, out: &Path) -> Fallible<()> {
     };
     let mut trainer = Trainer::prepare(recipe, &options)?;
     let finished = trainer.run(&mut [], &AtomicBool::new(false))?;
-
-    // What was saved, not what is in memory, is what others will load.
     let checkpoint = finished.checkpoint.ok_or("no checkpoint")?;
     let model = ernie_model::load(&ernie_model::ModelSource::Folder(checkpoint), WeightsAs::F32)?.decoder;
-    let vocab = model.config().vocab_size;
-    let (rows, length) = (2, 24);
-    let ids: Vec<u32> = (0..rows * length).map(|at| (at * at * 31 + at * 7) as u32 % vocab as u32).collect();
-    let tokens = Tokens::packed(ids.clone(), &[length; 2]);
-    let all: Vec<usize> = (0..ids.len()).collect();
-    let logits = model.forward_logits(&tokens, None, &all)?;
+    Ok((trainer, model))
+}
+
+/// Writes two rows of ids and what the model says to them.
+fn expect(out: &Path, ids: &[u32], (name, shape): (&str, &[usize]), numbers: &[f32]) -> Fallible<()> {
     let infos = [
-        TensorInfo::new("input_ids", Dtype::I64, [rows, length]),
-        TensorInfo::new("logits", Dtype::F32, [rows, length, vocab]),
+        TensorInfo::new("input_ids", Dtype::I64, [2, ids.len() / 2]),
+        TensorInfo::new(name, Dtype::F32, shape.to_vec()),
     ];
     let mut writer = Writer::create(&out.join("expected.safetensors"), &infos, &BTreeMap::new())?;
     ids.iter().try_for_each(|&id| writer.write(&i64::from(id).to_le_bytes()))?;
-    logits.iter().try_for_each(|logit| writer.write(&logit.to_le_bytes()))?;
-    writer.finish()?;
-    let ids = trainer.tokenizer().encode(TEXT)?;
-    std::fs::write(out.join("expected.json"), serde_json::json!({ "text": TEXT, "ids": ids }).to_string())?;
-    Ok(())
+    numbers.iter().try_for_each(|number| writer.write(&number.to_le_bytes()))?;
+    Ok(writer.finish()?)
 }
 
 fn shape(kind: &str) -> serde_json::Value {
