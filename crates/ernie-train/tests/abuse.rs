@@ -70,8 +70,8 @@ fn all_labels_masked() {
     batch.targets = vec![-100; 8];
     batch.lengths = vec![4, 4];
     batch.rows = 2;
-    let objective = trainer.recipe().objective;
-    let error = ernie_train::step::accumulate(trainer.decoder(), &[batch], &objective).map(|_| ()).unwrap_err();
+    let objective = &trainer.recipe().objective;
+    let error = ernie_train::step::accumulate(trainer.decoder(), &[batch], objective).map(|_| ()).unwrap_err();
     input_error(&error, "masked");
 }
 
