@@ -94,7 +94,7 @@ fn rows(count: usize) -> Vec<Batch> {
         let mut targets = vec![-100; 16];
         targets[cut - 2] = (index % 3) as i64;
         // Not every row has as many.
-        if index % 3 > 0 {
+        if !index.is_multiple_of(3) {
             targets[13] = ((index + 1) % 3) as i64;
         }
         let places = vec![ernie_data::packing::Place { source: 0, row: index as u32 }];
