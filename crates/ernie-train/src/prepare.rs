@@ -142,6 +142,7 @@ pub(crate) fn prepare(recipe: Recipe, options: &Options<'_>) -> Result<Trainer> 
         step,
         tokens,
         newest,
+        saving: None,
         base_crc32c,
         notes,
     })

@@ -14,7 +14,7 @@ use ernie_model::Decoder;
 use ernie_model::weights::Kept;
 
 use crate::average::Average;
-use crate::checkpoint::{self, Snapshot, State};
+use crate::checkpoint::{self, Saving, Snapshot, State, Unwritten};
 use crate::error::{Error, Result};
 use crate::evaluate::evaluate_beside;
 use crate::observe::{
@@ -64,6 +64,8 @@ pub struct Trainer {
     pub(crate) step: u64,
     pub(crate) tokens: u64,
     pub(crate) newest: Option<PathBuf>,
+    /// The checkpoint that is being written while training goes on.
+    pub(crate) saving: Option<Saving>,
     /// What an adapter is trained beside.
     pub(crate) base_crc32c: Option<u32>,
     pub(crate) notes: Vec<String>,
@@ -97,6 +99,9 @@ impl Trainer {
         let mut evaluation = None;
         let mut outcome = Outcome::Complete;
         while self.step < self.recipe.schedule.steps {
+            if self.saving.as_ref().is_some_and(Saving::is_done) {
+                self.wait_and_tell(&mut watchers)?;
+            }
             if stop.load(Ordering::SeqCst) {
                 outcome = Outcome::Interrupted;
                 break;
@@ -107,6 +112,8 @@ impl Trainer {
             }
             let mut report = match self.step() {
                 Err(error) => {
+                    // What it goes back to, and what an error calls the last checkpoint, is the one that was begun last.
+                    self.wait_and_tell(&mut watchers)?;
                     let recovered = self.recover(error)?;
                     tell(&mut watchers, |watcher| watcher.recovered(&recovered))?;
                     continue;
@@ -132,6 +139,7 @@ impl Trainer {
         if outcome != Outcome::Complete && self.step > 0 {
             self.save_and_tell(&mut watchers)?;
         }
+        self.wait_and_tell(&mut watchers)?;
         let finished = Finished {
             outcome,
             step: self.step,
@@ -216,13 +224,16 @@ impl Trainer {
     /// # Errors
     /// The one it was called with, if the recipe says so, it is of another kind, there is no checkpoint to go back to, or it is the tenth in a row.
     fn recover(&mut self, error: Error) -> Result<Recovered> {
-        let Error::NotFinite { step, what, value, .. } = &error else { return Err(error) };
-        let (step, what, value) = (*step, what.clone(), *value);
+        let (step, what, value) = match error {
+            Error::NotFinite { step, what, value, .. } => (step, what, value),
+            error => return Err(error),
+        };
+        let ended = Error::NotFinite { step, what: what.clone(), value, last: self.last() };
         self.failures += 1;
         self.failed_at = self.failed_at.max(step);
         let newest = self.newest.clone();
         match (self.recipe.optimizer.on_nan, newest) {
-            _ if self.failures >= MOST_FAILURES => return Err(error),
+            _ if self.failures >= MOST_FAILURES => return Err(ended),
             (OnNan::Skip, _) => {}
             (OnNan::Rollback, Some(path)) => {
                 // The data go on from where they are: the same ones would end alike.
@@ -230,7 +241,7 @@ impl Trainer {
                 let state = checkpoint::restore(&path, &self.decoder, &mut self.optimizer, average)?;
                 (self.step, self.tokens, self.standing) = (state.step, state.tokens, state.standing);
             }
-            (OnNan::Stop | OnNan::Rollback, _) => return Err(error),
+            (OnNan::Stop | OnNan::Rollback, _) => return Err(ended),
         }
         Ok(Recovered { step, what, value, back_to: self.step })
     }
@@ -252,6 +263,43 @@ impl Trainer {
     /// # Errors
     /// [`Error::NotFinite`] where a weight is not a number: such a state must not push out a good one. From the disk.
     pub fn save(&mut self) -> Result<PathBuf> {
+        self.wait()?;
+        let out = self.out.clone();
+        let path = self.with_snapshot(|snapshot| checkpoint::save(&out, snapshot))?;
+        self.saved(path, self.standing)
+    }
+
+    /// Begins to save a checkpoint of the state now, and goes on; the one before is waited for.
+    fn begin_to_save(&mut self) -> Result<()> {
+        let out = self.out.clone();
+        let unwritten = self.with_snapshot(|snapshot| Unwritten::of(&out, snapshot))?;
+        if let Some(unwritten) = unwritten {
+            self.saving = Some(Saving::begin(self.step, self.standing, unwritten)?);
+        }
+        Ok(())
+    }
+
+    /// Waits for the checkpoint that is being written, where there is one.
+    fn wait(&mut self) -> Result<Option<Saved>> {
+        let Some(saving) = self.saving.take() else { return Ok(None) };
+        let (step, standing) = (saving.step, saving.standing);
+        let path = saving.wait()?;
+        Ok(Some(Saved { step, path: self.saved(path, standing)? }))
+    }
+
+    /// Takes note of a checkpoint that is on disk, of a run that stood at `standing`.
+    fn saved(&mut self, path: PathBuf, standing: Standing) -> Result<PathBuf> {
+        self.newest = Some(path.clone());
+        let best = standing.best.filter(|_| self.recipe.checkpoint.keep_best);
+        if best.is_some() {
+            standing.write(&self.out)?;
+        }
+        checkpoint::keep_newest(&self.out, self.recipe.checkpoint.keep, best.map(|best| best.step))?;
+        Ok(path)
+    }
+
+    /// Gives `f` what goes into a checkpoint of the state now.
+    fn with_snapshot<T>(&mut self, f: impl FnOnce(Snapshot<'_>) -> Result<T>) -> Result<T> {
         for parameter in self.decoder.trained() {
             let bad = parameter.read(|weights| weights.iter().copied().find(|weight| !weight.is_finite()))?;
             if let Some(weight) = bad {
@@ -272,14 +320,7 @@ impl Trainer {
             average: self.average.as_mut(),
             state: &state,
         };
-        let path = checkpoint::save(&self.out, snapshot)?;
-        self.newest = Some(path.clone());
-        let best = self.standing.best.filter(|_| self.recipe.checkpoint.keep_best);
-        if best.is_some() {
-            self.standing.write(&self.out)?;
-        }
-        checkpoint::keep_newest(&self.out, self.recipe.checkpoint.keep, best.map(|best| best.step))?;
-        Ok(path)
+        f(snapshot)
     }
 
     /// The resolved recipe.
@@ -329,19 +370,34 @@ impl Trainer {
     }
 
     fn save_and_tell(&mut self, watchers: &mut [&mut dyn Observer]) -> Result<()> {
+        self.wait_and_tell(watchers)?;
+        if self.recipe.checkpoint.background {
+            return self.begin_to_save();
+        }
         let saved = Saved { step: self.step, path: self.save()? };
         tell(watchers, |watcher| watcher.saved(&saved))
+    }
+
+    fn wait_and_tell(&mut self, watchers: &mut [&mut dyn Observer]) -> Result<()> {
+        match self.wait()? {
+            Some(saved) => tell(watchers, |watcher| watcher.saved(&saved)),
+            None => Ok(()),
+        }
     }
 
     fn must_be_finite(&self, step: u64, what: &str, value: f64) -> Result<()> {
         if value.is_finite() {
             return Ok(());
         }
-        let last = match &self.newest {
+        Err(Error::NotFinite { step, what: what.to_owned(), value, last: self.last() })
+    }
+
+    /// Which checkpoint is left to somebody whose run ends here.
+    fn last(&self) -> String {
+        match &self.newest {
             Some(path) => format!("the last checkpoint is {}", path.display()),
             None => "there is no checkpoint yet".to_owned(),
-        };
-        Err(Error::NotFinite { step, what: what.to_owned(), value, last })
+        }
     }
 }
 

@@ -13,14 +13,21 @@ use common::{Room, assert_same};
 use ernie_train::checkpoint::{list, newest};
 
 const CHILD: &str = "ERNIE_TRAIN_KILL_CHILD";
-const SETS: [&str; 3] = ["checkpoint.every=1", "checkpoint.keep=2", "schedule.steps=40"];
+const BACKGROUND: &str = "ERNIE_TRAIN_KILL_BACKGROUND";
+
+/// What every run here is set to; `background` is whether checkpoints are written while it trains.
+fn sets(background: &str) -> [String; 4] {
+    let sets = ["checkpoint.every=1", "checkpoint.keep=2", "schedule.steps=40"].map(str::to_owned);
+    let [every, keep, steps] = sets;
+    [every, keep, steps, format!("checkpoint.background={background}")]
+}
 
 /// Not a test of its own: what the child does.
 #[test]
 fn child() {
     let Ok(folder) = std::env::var(CHILD) else { return };
     let folder = std::path::PathBuf::from(folder);
-    let overrides: Vec<String> = SETS.iter().map(|&set| set.to_owned()).collect();
+    let overrides = sets(&std::env::var(BACKGROUND).unwrap());
     let recipe = ernie_train::Recipe::load(&folder.join("moe.toml"), &overrides, &folder).unwrap();
     let resolve = |_: &str| None;
     let options = ernie_train::Options {
@@ -36,13 +43,25 @@ fn child() {
 
 #[test]
 fn killed_at_any_moment() {
+    killed("false");
+}
+
+#[test]
+fn killed_while_checkpoints_are_written_aside() {
+    killed("true");
+}
+
+fn killed(background: &str) {
     let room = Room::new(2000);
-    room.run("moe", "whole", false, &SETS).unwrap();
+    let sets = sets(background);
+    let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+    room.run("moe", "whole", false, &sets).unwrap();
     let out = room.path("killed");
     let spawn = || {
         Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child"])
             .env(CHILD, room.folder.path())
+            .env(BACKGROUND, background)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -81,6 +100,6 @@ fn killed_at_any_moment() {
         before = after;
     }
     assert!(kills >= 3, "{kills} kills");
-    room.run("moe", "killed", true, &SETS).unwrap();
+    room.run("moe", "killed", true, &sets).unwrap();
     assert_same(&room.path("whole/checkpoint-40"), &out.join("checkpoint-40"));
 }

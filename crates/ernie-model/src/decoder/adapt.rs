@@ -129,20 +129,29 @@ impl Decoder {
     /// # Errors
     /// As [`save_into`].
     pub fn save_into(&self, folder: &Path, kept: &[Kept], save_as: SaveAs) -> Result<()> {
-        let (parameters, biases, adapters) = (self.parameters(), self.correction_biases(), self.adapters());
-        let mut tensors: Vec<SaveTensor<'_>> = Vec::with_capacity(parameters.len() + biases.len());
-        for parameter in &parameters {
-            let adapter = adapters.iter().find(|(name, _)| *name == parameter.name()).map(|(_, adapter)| *adapter);
+        save_into(folder, &self.config, &self.save_tensors(), kept, save_as)
+    }
+
+    /// What [`Self::save_into`] writes: every parameter with its adapter's change in it, and the correction biases, each read when it is asked for.
+    pub fn save_tensors(&self) -> Vec<SaveTensor<'static>> {
+        let (parameters, adapters) = (self.parameters(), self.adapters());
+        let parameters = parameters.into_iter().map(|parameter| {
+            let adapter = adapters.iter().find(|(name, _)| *name == parameter.name());
+            let adapter = adapter.map(|(_, adapter)| (*adapter).clone());
+            let (name, shape) = (parameter.name().to_owned(), parameter.shape().to_vec());
             let values = move || {
                 let mut values = parameter.to_vec()?;
-                adapter.map_or(Ok(()), |adapter| adapter.add_to(&mut values))?;
+                adapter.as_ref().map_or(Ok(()), |adapter| adapter.add_to(&mut values))?;
                 Ok(Cow::Owned(values))
             };
-            let (name, shape) = (parameter.name().to_owned(), parameter.shape().to_vec());
-            tensors.push(SaveTensor { name, shape, values: Box::new(values) });
-        }
-        tensors.extend(biases.iter().map(|(name, bias)| SaveTensor::of(name.as_str(), [1, bias.len()], bias)));
-        save_into(folder, &self.config, &tensors, kept, save_as)
+            SaveTensor { name, shape, values: Box::new(values) }
+        });
+        let biases = self.correction_biases().into_iter().map(|(name, bias)| SaveTensor {
+            name,
+            shape: vec![1, bias.len()],
+            values: Box::new(move || Ok(Cow::Owned(bias.clone()))),
+        });
+        parameters.chain(biases).collect()
     }
 
     /// One row of the embedding, widened into `out: [h]`.

@@ -1,12 +1,13 @@
 //! Adapters on disk, as PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use ernie_files::safetensors::Writer;
-use ernie_files::{Checkpoint, Dtype, TensorInfo, read_text};
+use ernie_files::{Checkpoint, Dtype, read_text};
 use serde::{Deserialize, Serialize};
 
+use super::{SaveTensor, write_floats};
 use crate::config::{SCORE, default_labels};
 use crate::decoder::TARGETS;
 use crate::{Adaptation, Decoder, Error, Result};
@@ -61,11 +62,33 @@ enum Targets {
     One(String),
 }
 
-/// Writes the adapters of a model into `folder`, which exists; with them the head for labels, where that is trained beside them.
+/// An adapter's folder but for its tensors.
+pub struct AdapterFiles {
+    config: Vec<u8>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl AdapterFiles {
+    /// Writes the files into `folder`, which exists; `tensors` are those of [`adapter_files`] or copies of them.
+    ///
+    /// # Errors
+    /// From the disk.
+    pub fn write(&self, folder: &Path, tensors: &[SaveTensor<'_>]) -> Result<()> {
+        ernie_files::atomic::write(&folder.join(CONFIG), &self.config)?;
+        write_floats(&folder.join(TENSORS), tensors, &self.metadata)
+    }
+}
+
+/// What a folder with the adapters of a model is written from, and with them of the head for labels, where that is trained beside them. Tensors are read when they are
+/// asked for.
 ///
 /// # Errors
-/// From the disk; [`Error::Request`] where they are packed.
-pub fn write_adapter(folder: &Path, decoder: &Decoder, adaptation: &Adaptation, base: Option<&str>) -> Result<()> {
+/// [`Error::Request`] where they are packed.
+pub fn adapter_files(
+    decoder: &Decoder,
+    adaptation: &Adaptation,
+    base: Option<&str>,
+) -> Result<(AdapterFiles, Vec<SaveTensor<'static>>)> {
     let score = decoder.score().filter(|score| score.is_trainable());
     let config = Config {
         peft_type: "LORA".into(),
@@ -87,20 +110,17 @@ pub fn write_adapter(folder: &Path, decoder: &Decoder, adaptation: &Adaptation, 
         let labels = serde_json::to_string(&decoder.config().labels);
         metadata.insert(LABELS.to_owned(), labels.map_err(|error| Error::Internal(error.to_string()))?);
     }
-    let text = serde_json::to_vec_pretty(&config).map_err(|error| Error::Internal(error.to_string()))?;
-    ernie_files::atomic::write(&folder.join(CONFIG), &text)?;
+    let config = serde_json::to_vec_pretty(&config).map_err(|error| Error::Internal(error.to_string()))?;
     let adapters = decoder.adapters();
     let both: Option<Vec<_>> = adapters.iter().map(|(_, adapter)| adapter.parameters()).collect();
     let mut all = both.ok_or_else(|| Error::Request("an adapter that is packed cannot be written".into()))?.concat();
     all.extend(score);
-    let infos: Vec<TensorInfo> =
-        all.iter().map(|p| TensorInfo::new(format!("{PREFIX}{}", p.name()), Dtype::F32, p.shape().to_vec())).collect();
-    let mut writer = Writer::create(&folder.join(TENSORS), &infos, &metadata)?;
-    for parameter in all {
-        let bytes: Vec<u8> = parameter.to_vec()?.iter().flat_map(|value| value.to_le_bytes()).collect();
-        writer.write(&bytes)?;
-    }
-    Ok(writer.finish()?)
+    let tensors = all.into_iter().cloned().map(|parameter| SaveTensor {
+        name: format!("{PREFIX}{}", parameter.name()),
+        shape: parameter.shape().to_vec(),
+        values: Box::new(move || Ok(Cow::Owned(parameter.to_vec()?))),
+    });
+    Ok((AdapterFiles { config, metadata }, tensors.collect()))
 }
 
 /// Adapts a model by what `folder` holds, as [`Decoder::adapt`] does, a head for labels included; a model may be given several, one after the other.

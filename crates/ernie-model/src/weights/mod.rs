@@ -26,10 +26,10 @@ mod stored;
 mod to_gguf;
 mod upcycle;
 
-pub use adapter::{read_adapter, write_adapter};
+pub use adapter::{AdapterFiles, adapter_files, read_adapter};
 pub use quantize::quantize_into;
 pub(crate) use random::uniform;
-pub use save::{SHARD_BYTES, SaveAs, SaveTensor, Values, save, save_into, save_sharded};
+pub use save::{Copied, SHARD_BYTES, SaveAs, SaveTensor, Values, save, save_into, save_sharded, write_floats};
 pub use source::Weights;
 pub use stored::Stored;
 pub use to_gguf::{GgufAs, write_gguf};

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use ernie_files::atomic::Folder;
 use ernie_files::safetensors::Writer;
@@ -72,6 +73,45 @@ impl<'a> SaveTensor<'a> {
     pub fn of(name: impl Into<String>, shape: impl Into<Vec<usize>>, values: &'a [f32]) -> Self {
         SaveTensor { name: name.into(), shape: shape.into(), values: Box::new(move || Ok(Cow::Borrowed(values))) }
     }
+}
+
+/// A tensor copied out of a model that goes on changing. Copies of a copy share its numbers.
+#[derive(Clone, Debug)]
+pub struct Copied {
+    /// Published name.
+    pub name: String,
+    /// Rows first.
+    pub shape: Vec<usize>,
+    /// Row-major.
+    pub values: Arc<Vec<f32>>,
+}
+
+impl Copied {
+    /// The numbers of `tensor` as they are now.
+    ///
+    /// # Errors
+    /// Those of its source.
+    pub fn of(tensor: &SaveTensor<'_>) -> Result<Self> {
+        let values = Arc::new(values(tensor)?.into_owned());
+        Ok(Self { name: tensor.name.clone(), shape: tensor.shape.clone(), values })
+    }
+
+    /// The copy as a tensor to save.
+    pub fn tensor(&self) -> SaveTensor<'_> {
+        SaveTensor::of(self.name.as_str(), self.shape.as_slice(), &self.values)
+    }
+}
+
+/// Writes tensors in f32 as one file, in their order.
+///
+/// # Errors
+/// From the disk, and those of the tensors' sources.
+pub fn write_floats(path: &Path, tensors: &[SaveTensor<'_>], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let pieces: Vec<Piece<'_, '_>> = tensors.iter().map(|tensor| Piece::Floats(tensor, Dtype::F32)).collect();
+    let infos: Vec<TensorInfo> = pieces.iter().map(Piece::info).collect();
+    let mut writer = Writer::create(path, &infos, metadata)?;
+    pieces.iter().try_for_each(|piece| piece.write(&mut writer))?;
+    Ok(writer.finish()?)
 }
 
 /// What is written for one tensor.

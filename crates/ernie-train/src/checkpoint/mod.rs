@@ -16,6 +16,7 @@
 //! as they were and at most a hidden leftover. A folder that is not whole all the same (copied half-way, say) is known by the sizes in
 //! `state.json` and never taken as the newest.
 
+mod background;
 mod load;
 mod save;
 
@@ -31,9 +32,10 @@ use crate::error::{Error, Result};
 use crate::optimizer::Optimizer;
 use crate::standing::Standing;
 
+pub(crate) use background::Saving;
 pub(crate) use load::{read_recipe, restore};
-pub(crate) use save::bytes;
 pub use save::{Snapshot, save};
+pub(crate) use save::{Unwritten, bytes};
 
 /// Version of the layout of `training_state/`.
 pub const VERSION: u32 = 1;

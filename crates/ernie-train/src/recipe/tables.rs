@@ -502,13 +502,15 @@ pub struct Checkpoint {
     pub keep: usize,
     /// Whether the checkpoint of the lowest held-out loss is saved when it is met, and kept.
     pub keep_best: bool,
+    /// Whether it is written by a thread of its own, from a copy, while training goes on.
+    pub background: bool,
     /// Format of the published weights; masters in `training_state/` are always f32.
     pub dtype: Float,
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every: 200, keep: 2, keep_best: false, dtype: Float::F32 }
+        Self { every: 200, keep: 2, keep_best: false, background: false, dtype: Float::F32 }
     }
 }
 
