@@ -182,11 +182,14 @@ fn what_does_not_go_together_is_refused_by_name() {
     assert!(error.is_input() && says.contains("moments.safetensors") && says.contains("expected F32"), "{error}");
 }
 
+/// What is done to a weight, by its name.
+type Change<'a> = &'a dyn Fn(&str, &mut [f32]);
+
 /// Changes the first MLP after a step, once.
 struct Disturb<'a> {
     mlp: Vec<Arc<Parameter>>,
     at: u64,
-    by: &'a dyn Fn(&str, &mut [f32]),
+    by: Change<'a>,
     done: bool,
     told: Vec<Recovered>,
 }
@@ -216,7 +219,7 @@ fn a_gradient_that_is_no_number_stops_or_goes_back() {
         weights.fill(value);
     };
     let nan = |_: &str, weights: &mut [f32]| weights.fill(f32::NAN);
-    let cases: [(&str, &dyn Fn(&str, &mut [f32])); 2] = [("grad_norm", &huge), ("loss", &nan)];
+    let cases: [(&str, Change<'_>); 2] = [("grad_norm", &huge), ("loss", &nan)];
     for (what, by) in cases {
         let run = |policy: &str| {
             let policy_set = format!("optimizer.on_nan={policy}");
