@@ -147,7 +147,7 @@ pub(super) fn write(quantization: Quantization) -> Value {
         "format": format,
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": ["re:.*mlp\\.gate$"],
+        "ignore": ["re:.*mlp\\.gate$", "score"],
         "kv_cache_scheme": null
     })
 }
