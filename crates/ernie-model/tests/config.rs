@@ -217,7 +217,9 @@ fn our_own_quantisation_is_read_and_others_are_refused() {
     assert_eq!(parse(&json).unwrap(), config);
     let wrong = [
         ("/quant_method", json!("gptq"), "quant_method"),
-        ("/format", json!("pack-quantized"), "format"),
+        ("/format", json!("sparse-24-bitmask"), "format"),
+        ("/config_groups/group_0/format", json!("float-quantized"), "format"),
+        ("/config_groups/group_0/format", json!("pack-quantized"), "not built"),
         ("/config_groups/group_0/weights/num_bits", json!(4), "not built"),
         ("/config_groups/group_0/weights/symmetric", json!(false), "symmetric"),
         ("/config_groups/group_0/weights/strategy", json!("group"), "not built"),
@@ -225,9 +227,30 @@ fn our_own_quantisation_is_read_and_others_are_refused() {
         ("/config_groups", json!({}), "config_groups"),
         ("/kv_cache_scheme", json!({"num_bits": 8}), "kv_cache_scheme"),
     ];
+    refused(&json, &wrong);
+
+    config.quantization = Some(Quantization::Int4Group);
+    let json = config.to_json();
+    assert_eq!(parse(&json).unwrap(), config);
+    let wrong = [
+        ("/config_groups/group_0/weights/num_bits", json!(8), "not built"),
+        ("/config_groups/group_0/weights/strategy", json!("tensor"), "not built"),
+        ("/config_groups/group_0/weights/dynamic", json!(true), "dynamic"),
+        (
+            "/config_groups/group_0/weights",
+            json!({ "num_bits": 4, "type": "int", "strategy": "group", "actorder": "group" }),
+            "actorder",
+        ),
+        ("/config_groups/group_1/weights/symmetric", json!(false), "symmetric"),
+    ];
+    refused(&json, &wrong);
+}
+
+/// With one key of the quantisation changed, a config is refused, and says which.
+fn refused(json: &Value, wrong: &[(&str, Value, &str)]) {
     for (pointer, value, needle) in wrong {
         let mut json = json.clone();
-        *json.pointer_mut(&format!("/quantization_config{pointer}")).unwrap() = value;
+        *json.pointer_mut(&format!("/quantization_config{pointer}")).unwrap() = value.clone();
         let error = parse(&json).unwrap_err();
         assert!(error.is_input() && error.to_string().contains(needle), "{pointer}: {error}");
     }
