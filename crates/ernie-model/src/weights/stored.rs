@@ -71,8 +71,7 @@ impl Stored {
         match &self.values {
             Values::Floats(values) => sink(values),
             Values::Mapped { .. } | Values::Blocks { .. } => {
-                let Some((kind, bytes, scales)) = self.bytes() else { return Ok(()) };
-                let reader = Reader { kind, bytes, scales, columns };
+                let Some(reader) = self.reader() else { return Ok(()) };
                 let mut chunk = vec![0.0; at_once * columns];
                 for first in (0..rows).step_by(at_once) {
                     let chunk = &mut chunk[..at_once.min(rows - first) * columns];
@@ -100,10 +99,15 @@ impl Stored {
     }
 
     /// What is stored, where it lies as such.
-    fn bytes(&self) -> Option<(Kind, &[u8], Option<&[f32]>)> {
+    fn reader(&self) -> Option<Reader<'_>> {
+        let columns = self.shape[1];
         match &self.values {
-            Values::Mapped { kind, bytes, scales } => Some((*kind, bytes, scales.as_deref())),
-            Values::Blocks { format, bytes } => Some((Kind::Format(*format), bytes, None)),
+            Values::Mapped { kind, bytes, scales } => {
+                Some(Reader { kind: *kind, bytes, scales: scales.as_deref(), columns })
+            }
+            Values::Blocks { format, bytes } => {
+                Some(Reader { kind: Kind::Format(*format), bytes, scales: None, columns })
+            }
             Values::Floats(_) | Values::Random { .. } => None,
         }
     }
@@ -114,8 +118,8 @@ impl Stored {
     /// [`crate::Error::Nn`] for a shape that cannot be packed.
     pub fn pack(self) -> Result<Packed> {
         let mut packer = Packer::new(self.form, self.shape)?;
-        match self.bytes() {
-            Some((Kind::Format(format), bytes, scales)) if Form::of(format) == self.form => {
+        match self.reader() {
+            Some(Reader { kind: Kind::Format(format), bytes, scales, .. }) if Form::of(format) == self.form => {
                 packer.push_stored(format, bytes, scales)?;
             }
             _ => self.each_chunk(|rows| Ok(packer.push(rows)?))?,
@@ -126,8 +130,8 @@ impl Stored {
     /// Bytes of the numbers in the form asked for, scales included and padding not.
     pub fn memory_bytes(&self) -> u64 {
         let [rows, columns] = self.shape.map(|n| n as u64);
-        match (self.bytes(), self.form) {
-            (Some((Kind::Format(format), bytes, scales)), form) if Form::of(format) == form => {
+        match (self.reader(), self.form) {
+            (Some(Reader { kind: Kind::Format(format), bytes, scales, .. }), form) if Form::of(format) == form => {
                 bytes.len() as u64 + scales.map_or(0, |scales| 4 * scales.len() as u64)
             }
             (_, form) if form == Form::F32 => 4 * rows * columns,
