@@ -19,7 +19,7 @@ trap 'rm -rf "$work"' EXIT
 
 if "$python" -c 'import peft, torch, compressed_tensors' 2>/dev/null || PEERS="torch peft" "$setup" >"$work/setup" 2>&1; then
   "$python" "$here/../../crates/ernie-train/tests/transformers/check.py" "$work" >"$work/result.json" || { cat "$work/result.json"; exit 1; }
-  "$python" "$here/integers.py" "$ernie" "$work" dense
+  "$python" "$here/integers.py" "$ernie" "$work" wide
   echo "transformers and peft: $(grep -c '"good": true' "$work/result.json") tiny models have the same logits"
 else
   tail -3 "$work/setup"

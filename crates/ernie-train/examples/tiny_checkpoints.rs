@@ -21,7 +21,11 @@ const TEXT: &str = "Once upon a time there was a king. 1234 — “Grüße”, �
 fn main() -> Fallible<()> {
     let out = PathBuf::from(std::env::args().nth(1).ok_or("expected the folder to write to")?);
     std::fs::create_dir_all(&out)?;
-    for (name, kind, more) in [("dense", "dense", ""), ("moe", "moe", ""), ("moe-mtp", "moe", "mtp_layers = 1\n")] {
+    let mtp = "mtp_layers = 1\n";
+    // Rows of 512 are quantised as those of real models are.
+    for (name, kind, more) in
+        [("dense", "dense", ""), ("wide", "wide", ""), ("moe", "moe", ""), ("moe-mtp", "moe", mtp)]
+    {
         let config = out.join(name).with_extension("json");
         std::fs::write(&config, shape(kind).to_string())?;
         train(&format!("config = {config:?}\n{more}"), "{ train = 512 }", "", &out.join(name))?;
@@ -107,7 +111,7 @@ fn expect(out: &Path, ids: &[u32], (name, shape): (&str, &[usize]), numbers: &[f
 fn shape(kind: &str) -> serde_json::Value {
     let mut shape = serde_json::json!({
         "architectures": ["Ernie4_5ForCausalLM"], "model_type": "ernie4_5", "hidden_act": "silu",
-        "hidden_size": 512, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "hidden_size": if kind == "wide" { 512 } else { 48 }, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "tie_word_embeddings": true, "use_bias": false, "initializer_range": 0.05,
         "vocab_size": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
@@ -115,7 +119,7 @@ fn shape(kind: &str) -> serde_json::Value {
     if kind == "moe" {
         let moe = serde_json::json!({
             "architectures": ["Ernie4_5_MoeForCausalLM"], "model_type": "ernie4_5_moe", "tie_word_embeddings": false,
-            "hidden_size": 48, "moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24, "moe_num_shared_experts": 1,
+            "moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24, "moe_num_shared_experts": 1,
             "moe_layer_start_index": 1, "moe_layer_end_index": 2, "moe_layer_interval": 1, "moe_use_aux_free": true,
         });
         if let (Some(shape), serde_json::Value::Object(moe)) = (shape.as_object_mut(), moe) {
