@@ -101,6 +101,7 @@ fn four_bits_in_the_spelling_of_compressed_tensors() {
     assert!(distance(&wide, &stored) < 0.02, "{}", distance(&wide, &stored));
     assert!(distance(&plain, &wide) < 0.3, "{}", distance(&plain, &wide));
     assert!(distance(&plain, &wide) > 0.0);
+    assert!(stored == logits(at.path(), "q", &["--weights", "int4"]), "nothing is rounded twice");
     good(at.path(), &["generate", "q", "--ids", "5,6,7", "--max-tokens", "3"]);
     let answer = bad(at.path(), &["quantize", "q", "--to", "int8", "--out", "again"], 2);
     assert!(answer.err.contains("quantised already"), "{}", answer.err);

@@ -53,12 +53,11 @@ impl Task for Classify {
         let Texts { ids, truths, cut } = texts(subject, data, &labels)?;
         let (ids, truths) = (options.limit(ids)?, options.limit(truths)?);
         let n = ids.len();
-        let mut tally = Tally::default();
         let logits = subject.classify_ids(ids, &mut |done| progress(done, n))?;
-        truths.iter().zip(&logits).for_each(|(&truth, logits)| tally.add(truth, likeliest(logits)));
-
-        let right: Vec<f64> =
-            truths.iter().zip(&logits).map(|(&t, l)| f64::from(u8::from(likeliest(l) == t))).collect();
+        let guesses: Vec<usize> = logits.iter().map(|logits| likeliest(logits)).collect();
+        let mut tally = Tally::default();
+        truths.iter().zip(&guesses).for_each(|(&truth, &guess)| tally.add(truth, guess));
+        let right: Vec<f64> = truths.iter().zip(&guesses).map(|(truth, guess)| f64::from(truth == guess)).collect();
         let mut report = EvalReport::new(self.name(), n)
             .metric("acc", metrics::mean(&right))
             .metric("macro_f1", metrics::macro_f1(&tally));

@@ -64,7 +64,7 @@ pub struct SaveTensor<'a> {
     pub name: String,
     /// Rows first.
     pub shape: Vec<usize>,
-    /// Called once for each piece that is written: twice for integers, whose scales lie apart.
+    /// Called once for each piece that is written: more than once for integers, whose scales lie apart.
     pub values: Values<'a>,
 }
 

@@ -2,7 +2,11 @@
 
 use crate::{
     cli::options::{Json, WeightsOption},
-    commands::{eval::TOGETHER, generate::engine, tokenize::standard_input},
+    commands::{
+        eval::TOGETHER,
+        generate::engine,
+        score::{GROUP, text_of},
+    },
     exit::Exit,
     failure::{Failure, Result},
     model::Model,
@@ -14,11 +18,6 @@ use ernie_eval::Subject;
 use ernie_model::decoder::likeliest;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
-
-const MAX_INPUT_BYTES: u64 = 256 << 20;
-
-/// Answers are given in groups of this many lines, so that long inputs show results early.
-const GROUP: usize = 64;
 
 /// Say which label a text has, and how probable each is
 ///
@@ -97,13 +96,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
 
 /// The texts of a file, each with where it stands.
 fn lines(input: &Path) -> Result<Vec<(String, LabelledText)>> {
-    let bytes = match input == Path::new("-") {
-        true => standard_input()?,
-        false => ernie_files::read_bounded(input, MAX_INPUT_BYTES)?,
-    };
-    let text = String::from_utf8(bytes).map_err(|e| {
-        Failure::input(format!("{}: not UTF-8 at byte {}", input.display(), e.utf8_error().valid_up_to()))
-    })?;
+    let text = text_of(input)?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let texts = lines.map(|(number, line)| {
         let at = format!("{}: line {}", input.display(), number + 1);

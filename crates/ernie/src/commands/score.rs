@@ -16,7 +16,17 @@ use std::path::{Path, PathBuf};
 const MAX_INPUT_BYTES: u64 = 256 << 20;
 
 /// Answers are given in groups of this many lines, so that long inputs show results early.
-const GROUP: usize = 64;
+pub(super) const GROUP: usize = 64;
+
+/// What stands in a file of lines, or for `-` in the standard input.
+pub(super) fn text_of(input: &Path) -> Result<String> {
+    let bytes = match input == Path::new("-") {
+        true => standard_input()?,
+        false => ernie_files::read_bounded(input, MAX_INPUT_BYTES)?,
+    };
+    String::from_utf8(bytes)
+        .map_err(|e| Failure::input(format!("{}: not UTF-8 at byte {}", input.display(), e.utf8_error().valid_up_to())))
+}
 
 /// Score continuations: how likely the model finds them
 ///
@@ -46,16 +56,9 @@ struct Line {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
-    let bytes = if args.input == Path::new("-") {
-        standard_input()?
-    } else {
-        ernie_files::read_bounded(&args.input, MAX_INPUT_BYTES)?
-    };
     let at =
         |number: usize, why: String| Failure::input(format!("{}: line {}: {why}", args.input.display(), number + 1));
-    let text = String::from_utf8(bytes).map_err(|e| {
-        Failure::input(format!("{}: not UTF-8 at byte {}", args.input.display(), e.utf8_error().valid_up_to()))
-    })?;
+    let text = text_of(&args.input)?;
     let model = Model::find(&args.model)?;
     let tokenizer = model.tokenizer_for("`score`")?;
 

@@ -242,6 +242,8 @@ impl Weights {
             WeightsAs::Int8 => Form::INT8,
             // Rounding the head to 4 bits costs more than all other matrices together: SmolLM2's perplexity rises by 8 %.
             WeightsAs::Int4 if matches!(Role::of(name), Role::Embedding | Role::Head) => Form::INT8,
+            // Rounded to four bits already, on a grid that another would miss.
+            WeightsAs::Int4 if matches!(values, Values::Blocks { .. }) => kind.form(),
             WeightsAs::Int4 => Form::int4(),
         };
         let stored = Stored { values, shape: [rows, columns], form };
