@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 /// Write a model with 8-bit or 4-bit weights
 ///
-/// Round to nearest. int8: symmetric, one scale a row, embedding and head included. int4: symmetric, a scale every 32 weights, embedding and head in 8 bits. Norms, routers and biases stay f32. DIR is a checkpoint in the published layout with the tokenizer beside it, and appears whole or not at all; its
+/// Round to nearest. int8: symmetric, one scale a row, embedding and head included. int4: symmetric, a scale every 32 weights, embedding and head in 8 bits; small models may lose much by it. Norms, routers and biases stay f32. DIR is a checkpoint in the published layout with the tokenizer beside it, and appears whole or not at all; its
 /// `quantization_config` is spelled as compressed-tensors does. One tensor at a time is in memory.
 #[derive(Debug, clap::Args)]
 #[command(before_help = "Example:\n  ernie quantize runs/quickstart --to int8 --out runs/quickstart-int8")]
