@@ -4,8 +4,10 @@
 //! `0.2 · sqrt(max(rows, columns))`, so that its size is about that of an Adam step and its learning rate and decay can be shared
 //! (Liu et al., arXiv:2502.16982).
 
+use crate::adamw::sum_of_squares;
 use crate::floats::{Floats, FloatsMut, Width};
-use crate::gemm;
+use crate::level::Isa;
+use crate::{gemm, pool};
 
 /// The numbers of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,7 +28,30 @@ const QUINTIC: [f32; 3] = [3.4445, -4.7750, 2.0315];
 /// Rounds of the iteration.
 const ROUNDS: usize = 5;
 
+kernel! {
+    /// The momentum by a new gradient, and where it looks from there, as Nesterov has it.
+    fn look_ahead(momentum: &mut [f32], gradient: &[f32], update: &mut [f32], keep: f32, grad_scale: f32) {
+        let new = 1.0 - keep;
+        for ((m, &g), u) in momentum.iter_mut().zip(gradient).zip(update) {
+            let g = g * grad_scale;
+            *m = keep * *m + new * g;
+            *u = keep * *m + new * g;
+        }
+    }
+}
+
+kernel! {
+    /// `y = a y + b x`.
+    fn mix(y: &mut [f32], a: f32, x: &[f32], b: f32) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = a * *y + b * x;
+        }
+    }
+}
+
 /// One step on one matrix: momentum and weights updated in place.
+///
+/// Small matrices are best given to one thread each ([`crate::parallel`]): products inside a piece run in place.
 ///
 /// # Shapes
 /// `weights, gradient, momentum: [rows, columns]`, row-major
@@ -44,18 +69,13 @@ pub fn step(
     let elements = rows * columns;
     let lengths = [weights.len(), gradient.len(), momentum.len()];
     assert!(lengths.iter().all(|&length| length == elements), "muon: {lengths:?} numbers for [{rows}, {columns}]");
-    let (keep, new) = (muon.momentum as f32, (1.0 - muon.momentum) as f32);
-    let mut update = vec![0.0; elements];
-    for ((m, &g), u) in momentum.iter_mut().zip(gradient).zip(&mut update) {
-        let g = g * grad_scale;
-        *m = keep * *m + new * g;
-        // As Nesterov looks ahead.
-        *u = keep * *m + new * g;
-    }
-    orthogonal(&mut update, [rows, columns], muon.width);
-    let size = (0.2 * muon.lr * (rows.max(columns) as f64).sqrt()) as f32;
-    let decay = (1.0 - muon.lr * muon.weight_decay) as f32;
-    weights.iter_mut().zip(&update).for_each(|(w, &u)| *w = decay * *w - size * u);
+    let isa = Isa::current();
+    pool::scratch(elements, |update| {
+        look_ahead(isa, momentum, gradient, update, muon.momentum as f32, grad_scale);
+        orthogonal(update, [rows, columns], muon.width);
+        let size = 0.2 * muon.lr * (rows.max(columns) as f64).sqrt();
+        mix(isa, weights, (1.0 - muon.lr * muon.weight_decay) as f32, update, -size as f32);
+    });
 }
 
 /// Brings the singular values of `x` near 1 and leaves its singular vectors; a zero matrix stays zero.
@@ -63,30 +83,32 @@ pub fn step(
 /// # Shapes
 /// `x: [rows, columns]`
 pub fn orthogonal(x: &mut [f32], [rows, columns]: [usize; 2], width: Width) {
-    let norm = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    let inverse = (1.0 / (norm + 1e-7)) as f32;
+    let isa = Isa::current();
+    let inverse = (1.0 / (sum_of_squares(x).sqrt() + 1e-7)) as f32;
     x.iter_mut().for_each(|x| *x *= inverse);
     // The small side's products: `X Xᵀ` of a wide matrix, `Xᵀ X` of a tall one.
     let (tall, small) = (rows > columns, rows.min(columns));
     let [a, b, c] = QUINTIC;
-    let (mut gram, mut square) = (vec![0.0; small * small], vec![0.0; small * small]);
-    let mut next = vec![0.0; x.len()];
-    for _ in 0..ROUNDS {
-        if tall {
-            product(Kind::Tn, x, x, &mut gram, [small, rows, small], width);
-        } else {
-            product(Kind::Nt, x, x, &mut gram, [small, columns, small], width);
+    pool::scratch(2 * small * small + x.len(), |scratch| {
+        let (gram, scratch) = scratch.split_at_mut(small * small);
+        let (square, next) = scratch.split_at_mut(small * small);
+        for _ in 0..ROUNDS {
+            if tall {
+                product(Kind::Tn, x, x, gram, [small, rows, small], width);
+            } else {
+                product(Kind::Nt, x, x, gram, [small, columns, small], width);
+            }
+            // The Gram matrix is its own transpose.
+            product(Kind::Nt, gram, gram, square, [small, small, small], width);
+            mix(isa, square, c, gram, b);
+            if tall {
+                product(Kind::Nn, x, square, next, [rows, small, small], width);
+            } else {
+                product(Kind::Nn, square, x, next, [small, small, columns], width);
+            }
+            mix(isa, x, a, next, 1.0);
         }
-        // The Gram matrix is its own transpose.
-        product(Kind::Nt, &gram, &gram, &mut square, [small, small, small], width);
-        square.iter_mut().zip(&gram).for_each(|(square, &gram)| *square = b * gram + c * *square);
-        if tall {
-            product(Kind::Nn, x, &square, &mut next, [rows, small, small], width);
-        } else {
-            product(Kind::Nn, &square, x, &mut next, [small, small, columns], width);
-        }
-        x.iter_mut().zip(&next).for_each(|(x, &next)| *x = a * *x + next);
-    }
+    });
 }
 
 #[derive(Clone, Copy)]

@@ -8,12 +8,15 @@
 //! two gradients to hold and cannot clip.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use ernie_nn::{Floats, FloatsMut, Parameter, Width, adamw, bf16, muon};
+use ernie_nn::{Floats, FloatsMut, Parameter, Width, adamw, bf16, muon, parallel};
 
 use crate::error::Result;
 use crate::recipe::{self, Decay, Float, OptimizerKind};
+
+/// Elements up to which a matrix's products of a Muon step keep one thread busy, but not two.
+const SMALL: usize = 1 << 18;
 
 /// What an update rule remembers of a parameter: its moments.
 enum Memory {
@@ -145,7 +148,15 @@ impl Optimizer {
     pub fn step(&mut self, lr: f64, grad_scale: f64) -> Result<()> {
         self.step += 1;
         let (rules, number) = (&self.rules, self.step);
-        self.slots.iter_mut().try_for_each(|slot| Ok(slot.update(rules, number, lr, grad_scale)?))
+        // What is small goes a thread each: its own products are too short to share.
+        let (small, large): (Vec<_>, Vec<_>) = self.slots.iter_mut().partition(|slot| slot.is_small_product());
+        let small: Vec<_> = small.into_iter().map(|slot| Mutex::new((slot, Ok(())))).collect();
+        parallel(small.len(), |i| {
+            let (slot, result) = &mut *small[i].lock().unwrap_or_else(PoisonError::into_inner);
+            *result = slot.update(rules, number, lr, grad_scale);
+        });
+        small.into_iter().try_for_each(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner).1)?;
+        large.into_iter().try_for_each(|slot| Ok(slot.update(rules, number, lr, grad_scale)?))
     }
 
     /// The share of one parameter in the step that is being made: an update by its gradient as it is, which is then forgotten. For
@@ -220,6 +231,11 @@ impl Optimizer {
 }
 
 impl Slot {
+    /// Whether its update is a chain of products of a small matrix.
+    fn is_small_product(&self) -> bool {
+        matches!(self.memory, Memory::Momentum(_)) && self.parameter.elements() <= SMALL
+    }
+
     /// Step `number` of this parameter.
     fn update(&mut self, rules: &Rules, number: u64, lr: f64, grad_scale: f64) -> ernie_nn::Result<()> {
         let (settings, lr, grad_scale) = (&rules.settings, lr * self.lr_share, grad_scale as f32);
