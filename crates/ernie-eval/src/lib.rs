@@ -3,6 +3,7 @@
 //! * [`tasks`] — a small trait and a list; each task turns a model into an [`EvalReport`].
 //! * [`Subject`] — log-likelihoods of given continuations and the labels of texts, which all tasks stand on.
 //! * [`metrics`] — means and ratios with their standard errors.
+//! * [`Examples`] — what a report is made of, and two models compared over the same examples.
 //! * [`load`] — latency under load, by scheduling policy.
 //! * [`baselines`] — LZMA and a byte n-gram on the same split.
 //! * [`speed`] — reading and writing, measured, and what they need at least.
@@ -20,6 +21,7 @@
 
 pub mod baselines;
 mod error;
+mod examples;
 pub mod load;
 pub mod metrics;
 mod report;
@@ -28,6 +30,7 @@ pub mod speed;
 pub mod tasks;
 
 pub use error::{Error, ErrorKind, Result};
+pub use examples::{Examples, Linear};
 pub use report::{EvalReport, Metric};
 pub use score::{Pair, Score, Subject};
 pub use tasks::{EvalOptions, Task};

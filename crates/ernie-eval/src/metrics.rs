@@ -29,6 +29,22 @@ pub fn ratio(units: &[(f64, f64)]) -> Metric {
     Metric { value, stderr }
 }
 
+/// How far a ratio is above another of the same units in the same order (see [`ratio`]): what a unit adds to the one is taken off what it adds to the other, so
+/// what both have in common does not count.
+pub fn difference(ours: &[(f64, f64)], theirs: &[(f64, f64)]) -> Metric {
+    let (above, below) = (ratio(ours), ratio(theirs));
+    let sum = |units: &[(f64, f64)]| units.iter().map(|unit| unit.1).sum::<f64>();
+    let (our_size, their_size) = (sum(ours), sum(theirs));
+    let n = ours.len() as f64;
+    let stderr = (ours.len() > 1 && our_size > 0.0 && their_size > 0.0).then(|| {
+        let parts = ours.iter().zip(theirs).map(|(our, their)| {
+            (our.0 - above.value * our.1) / our_size - (their.0 - below.value * their.1) / their_size
+        });
+        (parts.map(|part| part.powi(2)).sum::<f64>() * n / (n - 1.0)).sqrt()
+    });
+    Metric { value: above.value - below.value, stderr }
+}
+
 /// The mean F1 of the labels that were met, with the standard error of the delta method: F1 of a label is a ratio of sums over the texts, `2 right / (texts + given)`, and
 /// what each text adds to the mean of these ratios is what its spread is taken of (see [`ratio`]).
 pub fn macro_f1(tally: &Tally) -> Metric {
@@ -92,6 +108,20 @@ mod tests {
         close(got.value, want.value);
         close(got.stderr.unwrap(), want.stderr.unwrap());
         assert_eq!(ratio(&[(6.0, 3.0)]), Metric { value: 2.0, stderr: None });
+    }
+
+    #[test]
+    fn a_difference_counts_what_is_not_in_common() {
+        let hard = [(8.0, 4.0), (1.0, 2.0), (6.0, 3.0)];
+        let same = difference(&hard, &hard);
+        assert_eq!((same.value, same.stderr), (0.0, Some(0.0)));
+        // Units of one size: the error of the mean of the differences.
+        let ours = [(1.0, 1.0), (4.0, 1.0), (2.0, 1.0)];
+        let theirs = [(0.5, 1.0), (3.0, 1.0), (2.5, 1.0)];
+        let (got, want) = (difference(&ours, &theirs), mean(&[0.5, 1.0, -0.5]));
+        close(got.value, want.value);
+        close(got.stderr.unwrap(), want.stderr.unwrap());
+        assert_eq!(difference(&[(3.0, 2.0)], &[(1.0, 1.0)]), Metric { value: 0.5, stderr: None });
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::Examples;
+
 /// A value and, where it is defined, its standard error.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Metric {
@@ -23,12 +25,15 @@ pub struct EvalReport {
     pub metrics: Map<String, Value>,
     /// Everything that decides the numbers beside the model.
     pub settings: Map<String, Value>,
+    /// What was found out about each example; not part of the document.
+    #[serde(skip)]
+    pub examples: Examples,
 }
 
 impl EvalReport {
     /// A report without metrics and settings.
     pub fn new(task: &str, n: usize) -> Self {
-        Self { task: task.to_string(), n, metrics: Map::new(), settings: Map::new() }
+        Self { task: task.to_string(), n, metrics: Map::new(), settings: Map::new(), examples: Examples::default() }
     }
 
     /// Adds a metric. A value that is not finite is written as null, because JSON has no other way.
@@ -37,6 +42,12 @@ impl EvalReport {
         if let Some(stderr) = metric.stderr {
             self.metrics.insert(format!("{name}_stderr"), stderr.into());
         }
+        self
+    }
+
+    /// Adds the examples.
+    pub fn examples(mut self, examples: Examples) -> Self {
+        self.examples = examples;
         self
     }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{good, parity, run, run_with_input, tiny_run};
+use common::{bad, good, parity, run, run_with_input, tiny_run};
 use serde_json::Value;
 use std::fs;
 
@@ -211,6 +211,36 @@ fn eval_has_its_fields() {
         good(at.path(), &["eval", &model, "--task", "sst2", "--data", "sst2.tsv", "--limit", "2", "--json"]).json();
     assert_eq!((json["task"].as_str(), json["n"].as_u64()), (Some("sst2"), Some(2)));
     assert!(json["metrics"]["acc"].is_number() && json["metrics"]["acc_stderr"].is_number(), "{json}");
+}
+
+#[test]
+fn two_models_are_compared_over_the_same_examples() {
+    let at = folder();
+    let model = tiny_run().display().to_string();
+    for (name, text) in [("a.txt", common::TEXT), ("b.txt", "A tall king.\n"), ("c.txt", "It rains, it rains.\n")] {
+        fs::write(at.path().join(name), text).expect("text");
+    }
+    let eval = ["eval", &model, "--task", "perplexity", "--data", "*.txt", "--json"];
+    good(at.path(), &[&eval[..], &["--examples", "f32.jsonl"]].concat());
+    let lines = fs::read_to_string(at.path().join("f32.jsonl")).expect("lines");
+    assert_eq!(lines.lines().count(), 3, "{lines}");
+
+    let against = |model: &str, weights: &str| {
+        let args = ["eval", model, "--task", "perplexity", "--data", "*.txt", "--json", "--weights", weights];
+        good(at.path(), &[&args[..], &["--against", "f32.jsonl"]].concat()).json()
+    };
+    let same = against(&model, "native");
+    assert_eq!(same["metrics"]["bits_per_byte_difference"], 0.0, "{same}");
+    assert_eq!(same["settings"]["against"], "f32.jsonl");
+    // Rounded weights move every document a little, and by far less than documents differ.
+    let int4 = against(&model, "int4");
+    let error = |name: &str| int4["metrics"][name].as_f64().expect("an error");
+    assert!(error("bits_per_byte_difference_stderr") < 0.5 * error("bits_per_byte_stderr"), "{int4}");
+
+    fs::write(at.path().join("b.txt"), "Another text.\n").expect("text");
+    let args = ["eval", &model, "--task", "perplexity", "--data", "*.txt", "--against", "f32.jsonl"];
+    let refused = bad(at.path(), &args, 2);
+    assert!(refused.err.contains("f32.jsonl:2: another example"), "{}", refused.err);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use ernie_data::source::{Source, SourceConfig};
 use ernie_model::decoder::likeliest;
 
 use super::{EvalOptions, Task};
-use crate::{Error, EvalReport, Result, Subject, metrics};
+use crate::{Error, EvalReport, Examples, Linear, Result, Subject, metrics};
 
 /// Labels whose own F1 is reported.
 const MOST_SHOWN: usize = 32;
@@ -50,7 +50,7 @@ impl Task for Classify {
             });
         }
         let labels = subject.classifier()?.labels().to_vec();
-        let Texts { ids, truths, cut } = texts(subject, data, &labels)?;
+        let Texts { lines, ids, truths, cut } = texts(subject, data, &labels)?;
         let (ids, truths) = (options.limit(ids)?, options.limit(truths)?);
         let n = ids.len();
         let logits = subject.classify_ids(ids, &mut |done| progress(done, n))?;
@@ -58,7 +58,13 @@ impl Task for Classify {
         let mut tally = Tally::default();
         truths.iter().zip(&guesses).for_each(|(&truth, &guess)| tally.add(truth, guess));
         let right: Vec<f64> = truths.iter().zip(&guesses).map(|(truth, guess)| f64::from(truth == guess)).collect();
+        let mut examples = Examples::new(&[Linear::mean("acc")]);
+        for ((line, &right), (&truth, &guess)) in lines.iter().zip(&right).zip(truths.iter().zip(&guesses)) {
+            let names = [("label", labels[truth].clone().into()), ("guess", labels[guess].clone().into())];
+            examples.push(line, names.into_iter().chain([("acc", right.into())]));
+        }
         let mut report = EvalReport::new(self.name(), n)
+            .examples(examples)
             .metric("acc", metrics::mean(&right))
             .metric("macro_f1", metrics::macro_f1(&tally));
         let of_labels = tally.labels();
@@ -75,6 +81,7 @@ impl Task for Classify {
 
 /// What a file holds.
 struct Texts {
+    lines: Vec<String>,
     ids: Vec<Vec<u32>>,
     truths: Vec<usize>,
     /// Texts that are longer than the model's context and lost their end.
@@ -85,13 +92,14 @@ fn texts(subject: &Subject<'_>, path: &Path, labels: &[String]) -> Result<Texts>
     let at = path.display().to_string();
     let mut source = Source::open(&labelled::lines(&SourceConfig::new(&[at.as_str()])), Path::new("."))?;
     let (tokenizer, most) = (subject.tokenizer, subject.engine.context_length());
-    let mut texts = Texts { ids: Vec::new(), truths: Vec::new(), cut: 0 };
+    let mut texts = Texts { lines: Vec::new(), ids: Vec::new(), truths: Vec::new(), cut: 0 };
     while let Some(piece) = source.next()? {
         let fault = |what: String| source.fault(&what);
         let text = LabelledText::parse(&piece.text).map_err(fault)?;
         texts.truths.push(text.find(labels).map_err(fault)?);
         let (ids, cut) = labelled::ids(&text.text, tokenizer, most).map_err(|error| fault(error.to_string()))?;
         texts.ids.push(ids);
+        texts.lines.push(piece.text);
         texts.cut += usize::from(cut);
     }
     if texts.ids.is_empty() {

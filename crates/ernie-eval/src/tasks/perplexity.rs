@@ -15,7 +15,7 @@ use ernie_data::source::{Source, SourceConfig};
 
 use super::{EvalOptions, Task};
 use crate::score::Pair;
-use crate::{Error, EvalReport, Metric, Result, Subject, metrics};
+use crate::{Error, EvalReport, Examples, Linear, Metric, Result, Subject, metrics};
 
 /// Tokens of a window where the caller and the model's context allow it.
 const WINDOW_TOKENS: usize = 2048;
@@ -88,6 +88,7 @@ impl Task for Perplexity {
         let sums = Sums::of(&documents, &windows, &units);
         let report = sums.report(EvalReport::new(self.name(), documents.len()));
         Ok(report
+            .examples(sums.examples(&documents))
             .setting("data", name)
             .setting("window_tokens", window)
             .setting("prefix_id", prefix)
@@ -193,6 +194,22 @@ impl Sums {
             .metric("bits_per_byte", by_byte.times(std::f64::consts::LOG2_E))
     }
 
+    /// A line for each document, or for each window of the only one.
+    fn examples(&self, documents: &[String]) -> Examples {
+        const BITS: Linear =
+            Linear { metric: "bits_per_byte", above: "nats", below: Some("bytes"), factor: std::f64::consts::LOG2_E };
+        let mut examples = Examples::new(&[BITS]);
+        for (at, &(nats, tokens)) in self.units.iter().enumerate() {
+            let (text, [words, bytes]) = match &self.documents {
+                Some(of_documents) => (&documents[at], of_documents.each_ref().map(|of| of[at].1)),
+                None => (&documents[0], [self.words, self.bytes].map(|sum| sum * tokens / self.tokens())),
+            };
+            let numbers = [("nats", nats), ("tokens", tokens), ("words", words), ("bytes", bytes)];
+            examples.push(text, numbers.map(|(name, number)| (name, number.into())));
+        }
+        examples
+    }
+
     /// Nats for each of `count` words or bytes.
     fn nats_per(&self, which: usize, count: f64, by_token: Metric) -> Metric {
         match &self.documents {
@@ -239,6 +256,9 @@ mod tests {
         close("word_perplexity", 4.0);
         close("byte_perplexity", 2f64.powf(0.8));
         close("bits_per_byte", 0.8);
+        let lines = Sums::of(&documents, &[1, 1], &units).examples(&documents).to_jsonl();
+        assert!(lines.starts_with(r#"{"example":0,"sha256":""#), "{lines}");
+        assert!(lines.lines().nth(1).unwrap().ends_with(r#""tokens":2.0,"words":3.0,"bytes":6.0}"#), "{lines}");
         // Residuals 2 - 0.8 · 4 and 6 - 0.8 · 6, twice their squares' sum, over 10 bytes.
         close("bits_per_byte_stderr", (2.0f64 * (1.2 * 1.2 + 1.2 * 1.2)).sqrt() / 10.0);
     }

@@ -12,7 +12,7 @@ use ernie_data::source::{Format, Source, SourceConfig};
 
 use super::{EvalOptions, Task};
 use crate::score::{Pair, Score};
-use crate::{Error, EvalReport, Result, Subject, metrics};
+use crate::{Error, EvalReport, Examples, Linear, Result, Subject, metrics};
 
 /// `preference`: see the module.
 #[derive(Debug, Clone, Copy)]
@@ -49,48 +49,67 @@ impl Task for Preferences {
                 expected: "0: the answers are compared as they stand".into(),
             });
         }
-        let (pairs, long) = self::pairs(subject, data)?;
+        let Read { lines, pairs, long } = read(subject, data)?;
         let pairs = options.limit(pairs)?;
         let n = pairs.len();
         let scores = subject.score_ids(pairs.into_iter().flatten().collect(), &mut |done| progress(done, 2 * n))?;
         let scores: Vec<Score> = scores.iter().map(|tokens| Score::of(tokens)).collect();
-        let share = |of: &dyn Fn(&Score) -> f64| {
-            let hits = scores.chunks_exact(2).map(|pair| match of(&pair[0]).total_cmp(&of(&pair[1])) {
+        let hits = |of: &dyn Fn(&Score) -> f64| -> Vec<f64> {
+            let hit = |pair: &[Score]| match of(&pair[0]).total_cmp(&of(&pair[1])) {
                 std::cmp::Ordering::Greater => 1.0,
                 std::cmp::Ordering::Equal => 0.5,
                 std::cmp::Ordering::Less => 0.0,
-            });
-            metrics::mean(&hits.collect::<Vec<f64>>())
+            };
+            scores.chunks_exact(2).map(hit).collect()
         };
+        let acc = hits(&|score| score.logprob);
+        let acc_norm = hits(&|score| score.logprob / score.tokens.max(1) as f64);
+        let mut examples = Examples::new(&[Linear::mean("acc"), Linear::mean("acc_norm")]);
+        for (at, (line, answers)) in lines.iter().zip(scores.chunks_exact(2)).enumerate() {
+            let likely = [("chosen", answers[0].logprob.into()), ("rejected", answers[1].logprob.into())];
+            examples.push(line, likely.into_iter().chain([("acc", acc[at].into()), ("acc_norm", acc_norm[at].into())]));
+        }
         Ok(EvalReport::new(self.name(), n)
-            .metric("acc", share(&|score| score.logprob))
-            .metric("acc_norm", share(&|score| score.logprob / score.tokens.max(1) as f64))
+            .metric("acc", metrics::mean(&acc))
+            .metric("acc_norm", metrics::mean(&acc_norm))
+            .examples(examples)
             .setting("data", data.display().to_string())
             .setting("longer_than_the_context", long))
     }
 }
 
-/// The answers of every line, chosen and rejected, and how many lines are longer than the model's context and left out.
-fn pairs(subject: &Subject<'_>, path: &Path) -> Result<(Vec<[Pair; 2]>, usize)> {
+/// What a file holds.
+struct Read {
+    lines: Vec<String>,
+    /// The answers of each line, chosen and rejected.
+    pairs: Vec<[Pair; 2]>,
+    /// Lines that are longer than the model's context and left out.
+    long: usize,
+}
+
+fn read(subject: &Subject<'_>, path: &Path) -> Result<Read> {
     let at = path.display().to_string();
     let config = SourceConfig { format: Format::Jsonl, whole_lines: true, ..SourceConfig::new(&[at.as_str()]) };
     let mut source = Source::open(&config, Path::new("."))?;
     let (tokenizer, most) = (subject.tokenizer, subject.engine.context_length());
     let template = ChatTemplate::for_tokenizer(tokenizer)?;
-    let (mut all, mut long) = (Vec::new(), 0);
+    let mut all = Read { lines: Vec::new(), pairs: Vec::new(), long: 0 };
     while let Some(piece) = source.next()? {
         let read = Preference::parse(&piece.text)
             .and_then(|preference| preference.examples(&template, tokenizer, most).map_err(|error| error.to_string()));
         let group = read.map_err(|what| source.fault(&what))?;
         match <[Example; 2]>::try_from(group) {
-            Ok(answers) if answers.iter().all(|answer| answer.ids.len() <= most) => all.push(answers.map(split)),
-            _ => long += 1,
+            Ok(answers) if answers.iter().all(|answer| answer.ids.len() <= most) => {
+                all.pairs.push(answers.map(split));
+                all.lines.push(piece.text);
+            }
+            _ => all.long += 1,
         }
     }
-    if all.is_empty() {
+    if all.pairs.is_empty() {
         return Err(Error::Data { at, what: "no pair of answers that fits the model's context".into() });
     }
-    Ok((all, long))
+    Ok(all)
 }
 
 /// What was asked, and the answer.

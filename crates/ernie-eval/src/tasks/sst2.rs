@@ -11,7 +11,7 @@ use ernie_data::source::{Documents, Format, Source, SourceConfig};
 use ernie_serve::engine::uniform;
 
 use super::{EvalOptions, Task};
-use crate::{Error, EvalReport, Result, Subject, metrics};
+use crate::{Error, EvalReport, Examples, Linear, Result, Subject, metrics};
 
 /// The answers, by label.
 const CHOICES: [&str; 2] = ["negative", "positive"];
@@ -85,10 +85,13 @@ impl Task for Sst2 {
                 f64::from(u8::from(said == example.label))
             })
             .collect();
+        let mut lines = Examples::new(&[Linear::mean("acc")]);
+        examples.iter().zip(&hits).for_each(|(example, &hit)| lines.push(&example.sentence, [("acc", hit.into())]));
         let positive = examples.iter().map(|example| example.label).sum::<usize>() as f64;
         let majority = positive.max(examples.len() as f64 - positive) / examples.len() as f64;
         let report = EvalReport::new(self.name(), examples.len())
             .metric("acc", metrics::mean(&hits))
+            .examples(lines)
             .setting("data", data.display().to_string())
             .setting("shots", options.shots)
             .setting("majority_share", majority);

@@ -23,7 +23,8 @@ pub(crate) const TOGETHER: usize = 16;
 /// Evaluate a model on a task
 ///
 /// Each metric comes with its standard error where one is defined. `--list` names the tasks and the form of
-/// their data.
+/// their data. Two models are best told apart over the same examples: --examples of the one, then --against
+/// of the other, which adds NAME_difference and its own, smaller, standard error.
 #[derive(Debug, clap::Args)]
 #[command(before_help = "Example:\n  ernie eval runs/quickstart --task perplexity")]
 pub(crate) struct Args {
@@ -48,6 +49,12 @@ pub(crate) struct Args {
     /// Seeds the draw of worked examples
     #[arg(long, value_name = "N", default_value_t = 1234)]
     seed: u64,
+    /// Write a line of JSON for each example that was scored
+    #[arg(long, value_name = "F")]
+    examples: Option<PathBuf>,
+    /// Compare with another model example by example: the lines that its --examples left
+    #[arg(long, value_name = "F")]
+    against: Option<PathBuf>,
     #[command(flatten)]
     weights: WeightsOption,
     #[command(flatten)]
@@ -71,7 +78,16 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
         seed: args.seed,
         ..EvalOptions::default()
     };
-    let report = ask(loaded.decoder, &tokenizer, task, &options, printer)?;
+    let mut report = ask(loaded.decoder, &tokenizer, task, &options, printer)?;
+    if let Some(path) = &args.examples {
+        ernie_files::atomic::write(path, report.examples.to_jsonl().as_bytes())?;
+    }
+    if let Some(path) = &args.against {
+        for (name, difference) in report.examples.difference(path)? {
+            report = report.metric(&format!("{name}_difference"), difference);
+        }
+        report = report.setting("against", path.display().to_string());
+    }
     if args.json.json {
         let value = serde_json::to_value(&report).map_err(|e| Failure::defect(format!("writing JSON: {e}")))?;
         printer.json(&value)?;
