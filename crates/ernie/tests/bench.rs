@@ -129,3 +129,25 @@ fn mistakes_are_named() {
         assert!(answer.err.contains("64 sequences") && answer.err.contains("free"), "{}", answer.err);
     }
 }
+
+#[test]
+fn ways_of_scheduling_are_compared() {
+    let at = folder();
+    let moe = parity("moe").display().to_string();
+    let lengths = ["--prompt-tokens", "4", "--gen-tokens", "4", "--requests", "20"];
+    let args = [&["bench", "policies", &moe, "--load", "0.5", "--json"][..], &lengths].concat();
+    let json = good(at.path(), &args).json();
+    let names: Vec<_> = json["comparisons"].as_array().expect("two").iter().map(|c| c["baseline"].clone()).collect();
+    assert_eq!(names, ["dynamic_batch", "one_at_a_time"]);
+    for comparison in json["comparisons"].as_array().expect("two") {
+        assert!(comparison["latency_change"].is_number(), "{json}");
+        for times in ["baseline_times", "continuous_times"] {
+            assert!(comparison[times]["mean_s"].as_f64().is_some_and(|x| x > 0.0), "{json}");
+        }
+    }
+    assert!(good(at.path(), &[&["bench", "policies", &moe][..], &lengths].concat()).out.contains("mean latency"));
+
+    assert!(bad(at.path(), &["bench", "policies", &moe, "--load", "1"], 2).err.contains("below 1"));
+    let refused = bad(at.path(), &["bench", "policies", &moe, "--prompt-tokens", "90000000"], 2);
+    assert!(refused.err.contains("context holds"), "{}", refused.err);
+}

@@ -2,6 +2,7 @@
 
 mod infer;
 mod page;
+mod policies;
 mod serve;
 mod served_page;
 mod train;
@@ -23,7 +24,7 @@ use std::path::PathBuf;
 /// Reads prompts and writes answers of seeded random tokens on the engine. Tokens per second count the whole batch; each is
 /// the median of --repeat measurements. Loading and one warm-up are left out. The limits are measured in the same run:
 /// reading memory, and arithmetic in the numbers that the weights allow. With --train it measures training steps. `ernie bench serve
-/// URL` puts a server under load.
+/// URL` puts a server under load, `ernie bench policies MODEL` compares ways of scheduling.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
 #[command(before_help = "Example:\n  ernie bench preset:base --weights int8 --prompt-tokens 512 --gen-tokens 128\n  \
@@ -31,7 +32,7 @@ use std::path::PathBuf;
 pub(crate) struct Args {
     #[command(subcommand)]
     of: Option<Of>,
-    /// The model; `preset:NAME` needs no files (a folder called serve is `./serve`)
+    /// The model; `preset:NAME` needs no files (a folder called serve or policies is `./serve`, `./policies`)
     #[arg(required = true)]
     model: Option<String>,
     /// Tokens of each prompt
@@ -86,6 +87,7 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Of {
     Serve(serve::Args),
+    Policies(policies::Args),
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -114,6 +116,7 @@ fn count() -> clap::builder::RangedI64ValueParser<u32> {
 pub(crate) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit> {
     let model = match (&args.of, &args.model) {
         (Some(Of::Serve(args)), _) => return serve::run(args, printer),
+        (Some(Of::Policies(args)), _) => return policies::run(args, printer),
         (None, Some(model)) => model,
         (None, None) => return Err(Failure::input("expected a MODEL")),
     };
