@@ -21,10 +21,10 @@ fn without_a_terminal_it_is_refused_before_anything_is_done() {
     bad(at.path(), &["train", "recipe.toml", "--out", "run", "--sample", "x"], 2);
 }
 
-/// Runs the program on a terminal of its own; what the terminal was sent, and the exit code. `None` where there is no `script`.
+/// Runs the program on a terminal of its own, `before` it in the shell's line; what the terminal was sent, and the exit code. `None` where there is no `script`.
 #[cfg(target_os = "linux")]
-fn on_a_terminal(at: &std::path::Path, more: &str, keys: &[u8]) -> Option<(String, i32)> {
-    let command = format!("{} {} {more}", env!("CARGO_BIN_EXE_ernie"), TRAIN.join(" "));
+fn on_a_terminal(at: &std::path::Path, before: &str, more: &str, keys: &[u8]) -> Option<(String, i32)> {
+    let command = format!("{before}{} {} {more}", env!("CARGO_BIN_EXE_ernie"), TRAIN.join(" "));
     let mut child = Command::new("script")
         .args(["-qec", &command, "typescript"])
         .current_dir(at)
@@ -57,7 +57,7 @@ fn on_a_terminal(at: &std::path::Path, more: &str, keys: &[u8]) -> Option<(Strin
 fn on_a_terminal_it_draws_gives_the_terminal_back_and_leaves_on_q() {
     let at = tempfile::tempdir().expect("a temporary folder");
     write_tiny_recipe(at.path());
-    let Some((screen, code)) = on_a_terminal(at.path(), "", b"") else {
+    let Some((screen, code)) = on_a_terminal(at.path(), "", "", b"") else {
         return eprintln!("skipped: there is no `script` here");
     };
     assert_eq!(code, 0, "{screen}");
@@ -66,7 +66,25 @@ fn on_a_terminal_it_draws_gives_the_terminal_back_and_leaves_on_q() {
     assert!(at.path().join("run/report.html").exists());
 
     let long = "--resume --set schedule.steps=100000 --set checkpoint.every=0 --set evaluation.every=0";
-    let (screen, code) = on_a_terminal(at.path(), long, b"q").expect("a terminal");
+    let (screen, code) = on_a_terminal(at.path(), "", long, b"q").expect("a terminal");
     assert_eq!(code, 130, "{screen}");
     assert!(screen.contains("--resume"), "{screen}");
+}
+
+/// The first signal waits for the end of the step; a second one leaves at once, and the terminal is usable all the same.
+#[cfg(target_os = "linux")]
+#[test]
+#[allow(clippy::print_stderr)]
+fn a_second_signal_gives_the_terminal_back() {
+    let at = tempfile::tempdir().expect("a temporary folder");
+    write_tiny_recipe(at.path());
+    // The shell becomes the program, so its number is the program's; one step takes longer than the signals are apart.
+    let signals = "(sleep 4; kill -TERM $$; sleep 0.2; kill -TERM $$) & exec ";
+    let long = "--set batch.rows=16384 --set evaluation.every=0 --set schedule.steps=1000";
+    let Some((screen, code)) = on_a_terminal(at.path(), signals, long, b"") else {
+        return eprintln!("skipped: there is no `script` here");
+    };
+    assert_eq!(code, 130, "{screen}");
+    let opened = screen.contains("\u{1b}[?1049h");
+    assert!(!opened || screen.contains("\u{1b}[?1049l"), "{screen}");
 }

@@ -8,8 +8,8 @@ mod state;
 
 use crate::{
     commands::generate::engine,
-    exit::Exit,
     failure::{Failure, Result},
+    interrupt,
     printer::Printer,
 };
 use ernie_data::{chat::ChatTemplate, tokenizer::Tokenizer};
@@ -163,6 +163,7 @@ type Screen = Terminal<CrosstermBackend<Stderr>>;
 
 fn take_over() -> std::io::Result<Screen> {
     enable_raw_mode()?;
+    interrupt::before_leaving(Some(give_back));
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         give_back();
@@ -178,6 +179,7 @@ fn take_over() -> std::io::Result<Screen> {
 
 /// Gives the terminal back as it was. What cannot be given back is nobody's to mend.
 fn give_back() {
+    interrupt::before_leaving(None);
     let _ = disable_raw_mode();
     let _ = execute!(stderr(), LeaveAlternateScreen, cursor::Show);
 }
@@ -194,10 +196,8 @@ fn paint(mut screen: Screen, state: &Mutex<State>, over: &AtomicBool, stop: &Ato
             && is_leave(key)
             && stop.swap(true, Ordering::SeqCst)
         {
-            give_back();
-            // Asked twice: the main thread may be anywhere; only leaving the process stops it.
-            #[allow(clippy::exit)]
-            std::process::exit(Exit::Interrupted as i32);
+            // Asked twice.
+            interrupt::leave();
         }
     }
     give_back();
