@@ -4,7 +4,7 @@ mod common;
 
 use common::{bad, good, parity, tiny_run, write_lora_recipe};
 use ernie_files::Checkpoint;
-use std::path::Path;
+use std::{fs, path::Path};
 
 fn logits(at: &Path, model: &str) -> Vec<f32> {
     good(at, &["logits", model, "--ids", "5,6,7,8,9", "--weights", "f32", "--out", "l.safetensors", "--json"]);
@@ -84,7 +84,12 @@ fn an_adapter_is_trained_used_and_merged() {
 
     // Beside integers the run is the adapter alone: it says so, and is used as any adapter is.
     let set = ["--set", "adapter.base=int8", "--set", "precision.compute=f32"];
-    good(at.path(), &[&["train", "lora.toml", "--out", "packed", "--quiet"][..], &set].concat());
+    fs::write(at.path().join("held.txt"), "The fox is in the wood.\n").expect("text");
+    let task = ["--set", "evaluation.tasks=[{task=\"perplexity\",data=\"held.txt\"}]"];
+    let said = good(at.path(), &[&["train", "lora.toml", "--out", "packed"][..], &set, &task].concat()).err;
+    assert!(said.contains("step 6: perplexity: token_perplexity"), "{said}");
+    let how = format!("ernie chat {base} --weights int8 --adapter packed/checkpoint-6/adapter");
+    assert!(said.contains(&how), "{said}");
     let alone = bad(at.path(), &["generate", "packed", "--prompt", "Who?"], 2);
     let hint = "--adapter packed/checkpoint-6/adapter";
     assert!(alone.err.contains("no model") && alone.err.contains(hint), "{}", alone.err);

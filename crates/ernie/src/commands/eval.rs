@@ -14,7 +14,7 @@ use ernie_eval::{
     EvalOptions, EvalReport, Subject,
     tasks::{self, TASKS, Task},
 };
-use ernie_model::{Decoder, WeightsAs};
+use ernie_model::Decoder;
 use std::path::PathBuf;
 
 /// Requests that are scored together.
@@ -97,14 +97,8 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Runs `task` on a model as it is stored.
-pub(crate) fn measure(model: &Model, task: &dyn Task, options: &EvalOptions, printer: &Printer) -> Result<EvalReport> {
-    let tokenizer = model.tokenizer_for("`eval`")?;
-    let loaded = ernie_model::load(&model.source(0), WeightsAs::Native)?;
-    ask(loaded.decoder, &tokenizer, task, options, printer)
-}
-
-fn ask(
+/// Runs `task` on a model.
+pub(crate) fn ask(
     decoder: Decoder,
     tokenizer: &Tokenizer,
     task: &dyn Task,

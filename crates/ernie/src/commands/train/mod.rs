@@ -12,9 +12,12 @@ use crate::{
     progress::{Progress, Unit},
 };
 use dashboard::Dashboard;
-use ernie_train::recipe::ObjectiveKind;
-use ernie_train::{Evaluation, Finished, Observer, Options, Outcome, Recovered, Saved, Started, StepReport, Trainer};
-use std::path::PathBuf;
+use ernie_model::WeightsAs;
+use ernie_train::{
+    Evaluation, Finished, Observer, Options, Outcome, Recipe, Recovered, Saved, Started, StepReport, Trainer,
+    checkpoint::ADAPTER_FOLDER, recipe::ObjectiveKind,
+};
+use std::path::{Path, PathBuf};
 use tasks::Tasks;
 
 /// Train a model by a recipe
@@ -53,7 +56,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let current = std::env::current_dir().map_err(|e| Failure::io("finding the current folder", &e))?;
     let mut overrides = args.set.clone();
     overrides.extend(args.seed.map(|seed| format!("seed={seed}")));
-    let recipe = ernie_train::Recipe::load(&args.recipe, &overrides, &current)?;
+    let recipe = Recipe::load(&args.recipe, &overrides, &current)?;
     if args.tui {
         Dashboard::check(printer)?;
     }
@@ -111,9 +114,10 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
                 printer
                     .say(format!("the held-out loss has not fallen since step {} ({:.3})", best.step, best.val_loss));
             }
+            let model = as_model(trainer.recipe(), &args.out, &finished);
             printer.say(match trainer.recipe().objective.kind {
-                ObjectiveKind::Classify => format!("try it: ernie classify {} --text '…'", args.out.display()),
-                _ => format!("talk to it: ernie chat {}", args.out.display()),
+                ObjectiveKind::Classify => format!("try it: ernie classify {model} --text '…'"),
+                _ => format!("talk to it: ernie chat {model}"),
             });
             Ok(Exit::Done)
         }
@@ -125,6 +129,17 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
             ));
             Ok(Exit::Interrupted)
         }
+    }
+}
+
+/// How the run in `out` is given to other commands: by its folder, or as the model that its adapter needs and the adapter.
+fn as_model(recipe: &Recipe, out: &Path, finished: &Finished) -> String {
+    match (recipe.adapter.packed_base(), &recipe.model.weights, &finished.checkpoint) {
+        (Some(form), Some(base), Some(checkpoint)) => {
+            let form = if form == WeightsAs::Int4 { "int4" } else { "int8" };
+            format!("{base} --weights {form} --adapter {}", checkpoint.join(ADAPTER_FOLDER).display())
+        }
+        _ => out.display().to_string(),
     }
 }
 

@@ -6,8 +6,10 @@ use crate::{
     model::{Model, Place},
     printer::Printer,
 };
+use ernie_data::tokenizer::Tokenizer;
 use ernie_eval::{EvalOptions, tasks::Task};
-use ernie_train::{Observer, Recipe, Recovered, Saved, Started, observe::open_lines};
+use ernie_model::{Decoder, WeightsAs, weights::read_adapter};
+use ernie_train::{Observer, Recipe, Recovered, Saved, Started, checkpoint::ADAPTER_FOLDER, observe::open_lines};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,8 @@ pub(super) struct Tasks {
     printer: Printer,
     run: PathBuf,
     tasks: Vec<(&'static dyn Task, EvalOptions)>,
+    /// The model beside which the checkpoints are adapters alone, and how it is held.
+    base: Option<(String, WeightsAs)>,
     last: Option<u64>,
 }
 
@@ -34,15 +38,35 @@ impl Tasks {
             let defaults = EvalOptions::default();
             Ok((task, EvalOptions { data: asked.data.clone(), shots: asked.shots, limit: asked.limit, ..defaults }))
         });
-        Ok(Self { printer, run: run.to_owned(), tasks: tasks.collect::<Result<_>>()?, last: None })
+        let tasks = tasks.collect::<Result<_>>()?;
+        let base = recipe.model.weights.clone().zip(recipe.adapter.packed_base());
+        Ok(Self { printer, run: run.to_owned(), tasks, base, last: None })
+    }
+
+    /// What a checkpoint holds, or what it was trained beside with its adapter.
+    fn load(&self, checkpoint: &Path) -> Result<(Decoder, Tokenizer)> {
+        let (model, weights) = match &self.base {
+            Some((base, weights)) => (Model::find(base)?, *weights),
+            None => {
+                let name = checkpoint.display().to_string();
+                (Model { name, place: Place::Folder(checkpoint.to_owned()) }, WeightsAs::Native)
+            }
+        };
+        let tokenizer = model.tokenizer_for("`eval`")?;
+        let mut decoder = ernie_model::load(&model.source(0), weights)?.decoder;
+        if self.base.is_some() {
+            read_adapter(&checkpoint.join(ADAPTER_FOLDER), &mut decoder)?;
+            decoder.pack_adapters()?;
+        }
+        Ok((decoder, tokenizer))
     }
 
     fn measure(&self, saved: &Saved) -> Result<()> {
         let path = self.run.join(EVALUATIONS);
         let failed = |error: std::io::Error| Failure::io(format!("writing {}", path.display()), &error);
-        let model = Model { name: saved.path.display().to_string(), place: Place::Folder(saved.path.clone()) };
         for (task, options) in &self.tasks {
-            let report = eval::measure(&model, *task, options, &self.printer)?;
+            let (decoder, tokenizer) = self.load(&saved.path)?;
+            let report = eval::ask(decoder, &tokenizer, *task, options, &self.printer)?;
             let mut line = serde_json::to_value(&report).map_err(|error| Failure::defect(error.to_string()))?;
             line["step"] = saved.step.into();
             let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
