@@ -3,102 +3,16 @@
 
 mod common;
 
-use common::{bad, ernie, good, parity, tiny_run, write_lora_recipe};
+use common::serving::{Serving, ask, completion, get};
+use common::{bad, good, parity, tiny_run, write_lora_recipe};
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
-
-/// A running server and what it says.
-struct Serving {
-    child: Child,
-    address: String,
-    talk: BufReader<std::process::ChildStderr>,
-}
-
-impl Serving {
-    /// Starts a server on a free port and waits until it listens.
-    fn start(folder: &Path, args: &[&str]) -> Self {
-        Self::start_after("true", folder, args)
-    }
-
-    /// As [`Self::start`], after a command of the shell that starts it.
-    fn start_after(before: &str, folder: &Path, args: &[&str]) -> Self {
-        let program = ernie(folder);
-        let mut command = Command::new("sh");
-        command.args(["-c", &format!("{before}; exec \"$0\" \"$@\"")]).arg(program.get_program());
-        command.current_dir(folder).args(["serve", "--listen", "127.0.0.1:0"]).args(args);
-        for (name, value) in program.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("the program starts");
-        let mut talk = BufReader::new(child.stderr.take().expect("stderr"));
-        let mut line = String::new();
-        talk.read_line(&mut line).expect("a line");
-        let address = line.split("://").nth(1).and_then(|rest| rest.split(',').next());
-        let address = address.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned();
-        Self { child, address, talk }
-    }
-
-    fn wait_until_ready(&self) {
-        let end = Instant::now() + Duration::from_secs(60);
-        while !get(&self.address, "/ready").starts_with("HTTP/1.1 200") {
-            assert!(Instant::now() < end, "never ready");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("kill");
-        assert!(sent.success());
-    }
-
-    /// The exit code and what was said until then.
-    fn end(mut self) -> (Option<i32>, String) {
-        let code = self.child.wait().expect("it ends").code();
-        let mut said = String::new();
-        self.talk.read_to_string(&mut said).expect("the rest of stderr");
-        (code, said)
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn ask(address: &str, request: &str) -> String {
-    let mut stream = TcpStream::connect(address).expect("the server listens");
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-    stream.write_all(request.as_bytes()).expect("sent");
-    let mut answer = String::new();
-    let _ = stream.read_to_string(&mut answer);
-    answer
-}
-
-fn get(address: &str, path: &str) -> String {
-    ask(address, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"))
-}
-
-fn completion(address: &str, body: &str) -> String {
-    let length = body.len();
-    ask(
-        address,
-        &format!(
-            "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
-             content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-        ),
-    )
-}
 
 /// A completion that runs until somebody ends it, as far as its tokens go: the connection, after the first piece has come.
 fn long_answer(address: &str) -> TcpStream {
@@ -115,22 +29,6 @@ fn long_answer(address: &str) -> TcpStream {
     }
     assert!(seen.starts_with("HTTP/1.1 200"), "{seen}");
     stream
-}
-
-#[test]
-fn without_descriptors_it_waits_and_goes_on() {
-    let at = tempfile::tempdir().expect("a folder");
-    let model = tiny_run();
-    let server = Serving::start_after("ulimit -n 64", at.path(), &[model.to_str().expect("a path")]);
-    server.wait_until_ready();
-    let idle: Vec<TcpStream> = (0..100).filter_map(|_| TcpStream::connect(&server.address).ok()).collect();
-    assert!(idle.len() > 64, "the system itself takes connections for a while");
-    drop(idle);
-    let answer = completion(&server.address, r#"{"prompt": "The fox", "max_tokens": 2}"#);
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    server.signal("-TERM");
-    let (code, said) = server.end();
-    assert_eq!(code, Some(0), "{said}");
 }
 
 #[test]

@@ -25,16 +25,29 @@ use super::state::{App, Phase, past};
 /// The smallest buffer hyper takes.
 const LEAST_BUFFER_BYTES: usize = 8192;
 
+/// Connections that the system holds until they are accepted. The standard library asks for 128; a burst of more would have
+/// some of its callers wait for a whole second, after which TCP knocks again.
+pub(super) const BACKLOG: i32 = 1024;
+
+/// How long to wait after a connection that could not be accepted, and how often that is said.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+const SAY_AGAIN: Duration = Duration::from_secs(10);
+
 /// Accepts connections until it is dropped.
 pub(super) async fn accept(listener: TcpListener, router: Router, tls: Option<TlsAcceptor>, app: Arc<App>) {
     let places = Arc::new(Semaphore::new(app.config.limits.connections.clamp(1, Semaphore::MAX_PERMITS)));
+    let mut told: Option<Instant> = None;
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                // No descriptor is free, or the peer is gone already. Waiting a little keeps this loop from spinning.
-                tracing::warn!(%error, "a connection could not be accepted");
-                sleep(Duration::from_millis(50)).await;
+                // No descriptor is free, or the peer is gone already. Waiting a little keeps this loop from spinning, and
+                // saying it now and then keeps the log from growing for as long as others can keep it up.
+                if told.is_none_or(|told| told.elapsed() > SAY_AGAIN) {
+                    tracing::warn!(%error, "a connection could not be accepted; tried again until one can be");
+                    told = Some(Instant::now());
+                }
+                sleep(ACCEPT_AGAIN).await;
                 continue;
             }
         };

@@ -191,6 +191,7 @@ async fn run<E: Send + 'static>(
 ) -> std::result::Result<(), Failure<E>> {
     let system = |e: std::io::Error| Error::System(e.to_string());
     listener.set_nonblocking(true).map_err(system)?;
+    socket2::SockRef::from(&listener).listen(connection::BACKLOG).map_err(system)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(system)?;
     let tls = app.config.tls.as_ref().map(Tls::acceptor);
     let accept = tokio::spawn(connection::accept(listener, router, tls, app.clone()));

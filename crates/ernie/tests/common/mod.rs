@@ -2,6 +2,8 @@
 // Each file of tests is a program of its own and uses a part of this.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod serving;
+
 use assert_cmd::Command;
 use serde_json::Value;
 use std::{
@@ -21,6 +23,20 @@ pub fn ernie(folder: &Path) -> Command {
         }
     }
     command.env("HOME", folder).env("HF_HOME", folder.join("hub")).env("NO_COLOR", "1");
+    command
+}
+
+/// The program as [`ernie`] sets it up, started by a shell after a command such as `ulimit -n 64`.
+pub fn ernie_after(before: &str, folder: &Path) -> std::process::Command {
+    let program = ernie(folder);
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &format!("{before}; exec \"$0\" \"$@\"")]).arg(program.get_program()).current_dir(folder);
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
     command
 }
 
