@@ -48,6 +48,7 @@ mod level;
 pub mod limits;
 pub mod linear;
 pub mod logits;
+pub mod memory;
 pub mod muon;
 pub mod norm;
 pub mod packed;

@@ -3,7 +3,7 @@
 //! Libraries say whose fault an error is (`kind()`); here that becomes an exit code. A failure
 //! prints as one `error:` line and at most one `hint:` line.
 
-use crate::exit::{Exit, HOW_TO_REPORT};
+use crate::exit::{Exit, HOW_TO_GET_MEMORY, HOW_TO_REPORT};
 
 /// The result of everything a command does.
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
@@ -92,6 +92,13 @@ fn one_line(text: &str) -> String {
     format!("{cut}…")
 }
 
+/// Whether the system's answer behind an error is that it has no memory, as for a file that cannot be mapped.
+fn lacks_memory(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == std::io::ErrorKind::OutOfMemory)
+}
+
 /// Each room's error brings the room's own judgement of whose fault it is.
 macro_rules! from_room {
     ($($room:ident),*) => {$(
@@ -102,7 +109,8 @@ macro_rules! from_room {
                     $room::ErrorKind::Environment => Exit::Environment,
                     $room::ErrorKind::Internal => Exit::Defect,
                 };
-                Failure::new(exit, error.to_string())
+                let failure = Failure::new(exit, error.to_string());
+                if lacks_memory(&error) { failure.hint(HOW_TO_GET_MEMORY) } else { failure }
             }
         }
     )*};

@@ -19,13 +19,16 @@ mod report;
 #[cfg(feature = "otel")]
 mod traces;
 
+use ernie_kernels::memory::Checked;
+use mimalloc::MiMalloc;
+
 /// Activations of a pass are large and short-lived: an allocator that keeps their pages spares the kernel clearing them
-/// anew in every layer.
+/// anew in every layer. Where there is no more memory, the program ends as for any other lack of its environment.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Checked<MiMalloc> = Checked::new(MiMalloc, exit::out_of_memory);
 
 fn main() -> std::process::ExitCode {
-    exit::report_defects();
+    exit::report_panics();
     match cli::parse().and_then(commands::run) {
         Ok(code) => code.into(),
         Err(failure) => printer::failure(&failure).into(),

@@ -64,15 +64,14 @@ impl Printer {
     /// Talk: what is being done. Silent under `--quiet`.
     pub(crate) fn say(&self, text: impl Display) {
         if !self.quiet {
-            // Talk nobody can hear is not worth failing for.
-            let _ = writeln!(std::io::stderr().lock(), "{text}");
+            tell(&format!("{text}\n"));
         }
     }
 
     /// Something the reader should know even under `--quiet`.
     pub(crate) fn warn(&self, text: impl Display) {
         let label = paint(self.colour_talk, "33;1", "warning:");
-        let _ = writeln!(std::io::stderr().lock(), "{label} {text}");
+        tell(&format!("{label} {text}\n"));
     }
 
     /// Faint text for data, where stdout is a terminal.
@@ -96,15 +95,21 @@ impl Printer {
     }
 }
 
+/// Writes whole lines to standard error at once, so that whatever another thread says begins a line of its own. Talk nobody
+/// can hear is not worth failing for.
+fn tell(lines: &str) {
+    let _ = std::io::stderr().lock().write_all(lines.as_bytes());
+}
+
 /// Prints a failure, `error:` then `hint:`, and returns the code to leave with.
 pub(crate) fn failure(failure: &Failure) -> Exit {
     if !failure.message.is_empty() {
         let colour = crate::environment::colour_wanted() && std::io::stderr().is_terminal();
-        let mut err = std::io::stderr().lock();
-        let _ = writeln!(err, "{} {}", paint(colour, "31;1", "error:"), failure.message);
+        let mut lines = format!("{} {}\n", paint(colour, "31;1", "error:"), failure.message);
         if let Some(hint) = &failure.hint {
-            let _ = writeln!(err, "{} {hint}", paint(colour, "36;1", "hint:"));
+            lines += &format!("{} {hint}\n", paint(colour, "36;1", "hint:"));
         }
+        tell(&lines);
     }
     failure.exit
 }

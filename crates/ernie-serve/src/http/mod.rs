@@ -201,7 +201,7 @@ async fn run<E: Send + 'static>(
     std::thread::Builder::new()
         .name("load".into())
         .spawn(move || _ = loaded.send(open(load, &loader, broken_sender)))
-        .map_err(system)?;
+        .map_err(no_thread)?;
 
     tokio::pin!(loading);
     let mut is_open = false;
@@ -221,6 +221,10 @@ async fn run<E: Send + 'static>(
     drain(&app).await;
     accept.abort();
     Ok(())
+}
+
+fn no_thread(error: std::io::Error) -> Error {
+    Error::System(format!("no thread could be started ({error})"))
 }
 
 /// Loads the model and opens the server.
@@ -247,8 +251,7 @@ fn open<E>(
         }
         None => (CallForm::tagged(), None, None),
     };
-    let engine =
-        thread::start(engine, make_engine, app.metrics.clone(), broken).map_err(|e| Error::System(e.to_string()))?;
+    let engine = thread::start(engine, make_engine, app.metrics.clone(), broken).map_err(no_thread)?;
     let model = Model { engine, tokenizer, template, end_ids, calls, reasoning, grammars, vocab_size, context_length };
     app.open(model, running);
     tracing::info!(target: "ernie_serve::http", model = app.config.model, context_length, running, "ready");

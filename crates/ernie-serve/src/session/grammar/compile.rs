@@ -133,7 +133,7 @@ fn compile(vocab: &GrammarVocab, what: &str, grammar: TopLevelGrammar) -> Result
         thread.map(|thread| thread.join())
     });
     match built {
-        Err(error) => Err(Error::Internal(error)),
+        Err(error) => Err(Error::System(error)),
         Ok(Err(_)) => Err(Error::Internal("compiling a grammar panicked".into())),
         Ok(Ok(Err(error))) => Err(Error::refused(what, explain(&one_line(&error)))),
         Ok(Ok(Ok((matcher, bytes)))) => Ok(Grammar::new(vocab, matcher, bytes)),

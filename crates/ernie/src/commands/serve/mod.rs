@@ -9,7 +9,7 @@ use crate::{
     adapters::Adapter,
     cli::options::WeightsOption,
     commands::{VERSION, generate::cache_tokens},
-    exit::Exit,
+    exit::{Exit, HOW_TO_GET_THREADS},
     failure::{Failure, Result},
     interrupt,
     model::Model,
@@ -148,6 +148,10 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     match outcome {
         Ok(()) => Ok(Exit::Done),
         Err(http::Failure::Load(failure)) => Err(failure),
+        // What the system refuses a server that has its port is a thread.
+        Err(http::Failure::Serve(error @ ernie_serve::Error::System(_))) => {
+            Err(Failure::from(error).hint(HOW_TO_GET_THREADS))
+        }
         Err(http::Failure::Serve(error)) => Err(error.into()),
     }
 }
