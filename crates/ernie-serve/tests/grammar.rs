@@ -170,8 +170,11 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         (own("const", json!(9_007_199_254_740_993_u64)), "within ±2^53"),
         (own("const", json!("a\u{1}")), "control character"),
         (own("multipleOf", json!(0)), "/multipleOf: expected a number above 0"),
-        (json!({"type": "number", "exclusiveMinimum": 1, "maximum": 1.5}), "/exclusiveMinimum: cannot leave out"),
-        (json!({"type": "number", "minimum": -0.5, "exclusiveMaximum": 0}), "/exclusiveMaximum: cannot leave out"),
+        (
+            json!({"type": "number", "exclusiveMinimum": 1, "maximum": 1.5}),
+            "schema: exclusiveMinimum 1 and maximum 1.5 cannot leave out",
+        ),
+        (json!({"type": "number", "minimum": -0.5, "exclusiveMaximum": 0}), "exclusiveMaximum 0 cannot leave out"),
         (own("required", json!("a")), "/required: expected a list of names"),
         (own("properties", json!([])), "/properties: expected an object of schemas"),
         (own("items", json!(3)), "/items: expected a schema, found a number"),
@@ -234,6 +237,70 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     }
 }
 
+/// Bounds that are fine in each part, and together leave nothing or what cannot be written.
+#[test]
+fn bounds_that_meet_are_refused() {
+    let all = |parts: &[Value]| json!({"allOf": parts});
+    let least = |bound: f64| json!({"type": "integer", "exclusiveMinimum": bound});
+    let most = |bound: f64| json!({"type": "integer", "exclusiveMaximum": bound});
+    let of_a = |schema: &Value| json!({"type": "object", "properties": {"a": schema}, "required": ["a"]});
+    let above_one = json!({"type": "number", "exclusiveMinimum": 1});
+    for (schema, words) in [
+        (
+            all(&[least(3.0), most(4.0)]),
+            "schema: no answer can satisfy it: integer interval (3, 4) contains no integer",
+        ),
+        (all(&[least(3.2), most(3.9)]), "no answer can satisfy it"),
+        (all(&[json!({"type": "number", "minimum": 3}), json!({"exclusiveMaximum": 3})]), "no answer can satisfy it"),
+        (all(&[of_a(&least(3.0)), of_a(&most(4.0))]), "required property 'a' is unsatisfiable"),
+        (
+            json!({"$ref": "#/$defs/low", "exclusiveMaximum": 4, "$defs": {"low": least(3.0)}}),
+            "integer interval (3, 4) contains no integer",
+        ),
+        (json!({"type": "integer", "multipleOf": 7, "allOf": [least(7.0), most(14.0)]}), "no answer can satisfy it"),
+        // A whole number without its fractions.
+        (
+            all(&[above_one.clone(), json!({"maximum": 1.5})]),
+            "schema: exclusiveMinimum 1 and maximum 1.5 cannot leave out",
+        ),
+        (
+            all(&[of_a(&above_one), of_a(&json!({"maximum": 1.5}))]),
+            "schema #/properties/a: exclusiveMinimum 1 and maximum 1.5",
+        ),
+        (
+            json!({"type": "array", "items": all(&[above_one.clone(), json!({"exclusiveMaximum": 1.25})])}),
+            "schema #/items: exclusiveMinimum 1 and exclusiveMaximum 1.25",
+        ),
+        (
+            json!({"$ref": "#/$defs/up", "minimum": -0.5, "$defs": {"up": {"type": "number", "exclusiveMaximum": 0}}}),
+            "minimum -0.5 and exclusiveMaximum 0 cannot leave out",
+        ),
+        (
+            all(&[
+                json!({"anyOf": [{"type": "null"}, above_one]}),
+                json!({"anyOf": [{"maximum": 9}, {"maximum": 1.5}]}),
+            ]),
+            "maximum 1.5 cannot leave out",
+        ),
+        (
+            all(&[json!({"type": "integer", "multipleOf": 65_537}), json!({"multipleOf": 65_539})]),
+            "the common multiple of multipleOf 65537 and 65539 is too large",
+        ),
+    ] {
+        let line = refusal(&schema);
+        assert!(line.contains(words), "{line}\nwithout: {words}");
+    }
+    // What only looks alike is honoured.
+    check(&all(&[least(3.0), most(5.0)]), 0..3);
+    check(&all(&[least(1.0), json!({"maximum": 2.5})]), 0..3);
+    check(&json!({"anyOf": [above_one, {"type": "number", "maximum": -1.5}]}), 0..12);
+    check(&json!({"type": "object", "properties": {"a": above_one, "b": {"type": "number", "maximum": 1.5}}}), 0..6);
+    check(
+        &all(&[json!({"type": "integer", "multipleOf": 4}), json!({"multipleOf": 6, "minimum": 1, "maximum": 30})]),
+        0..6,
+    );
+}
+
 #[test]
 fn schemas_at_the_limits_compile() {
     // As deep as may be, through references and through nesting, in every combination that recurses.
@@ -281,7 +348,15 @@ fn hostile_schemas_cost_little() {
     let names: serde_json::Map<String, Value> =
         (0..4).map(|i| (format!("^{i}(a|b)*a(a|b){{25}}"), json!({}))).collect();
     let named = json!({"type": "object", "patternProperties": names, "additionalProperties": {"type": "string", "pattern": hard(1)}});
-    for schema in [product, trees, patterns(4), named] {
+    // The same with bounds, which are looked at in every combination.
+    let bound = |i: usize| json!({"anyOf": (0..8).map(|k| json!({"type": "number", "exclusiveMinimum": i + k})).collect::<Vec<_>>()});
+    let bounds = json!({"allOf": (0..12).map(bound).collect::<Vec<_>>()});
+    let rings: serde_json::Map<String, Value> = (0..40)
+        .map(|i| (format!("r{i}"), json!({"type": "object", "properties": {"next": {"$ref": format!("#/$defs/r{}", (i * 7 + 1) % 40)}, "n": {"exclusiveMinimum": i}}})))
+        .collect();
+    let ring =
+        json!({"allOf": (0..40).map(|i| json!({"$ref": format!("#/$defs/r{i}")})).collect::<Vec<_>>(), "$defs": rings});
+    for schema in [product, trees, bounds, ring, patterns(4), named] {
         let started = std::time::Instant::now();
         if let Ok(grammar) = Grammar::json_schema(&vocab(), &schema) {
             let _ = answer(grammar.watcher(), 1, 20);

@@ -4,11 +4,12 @@
 //! looked at: it is honoured, it says nothing about the answer (`title`), or it is refused by name. Values are checked
 //! too, so that the message says where the mistake is. References stay inside the document; nothing is fetched.
 
+mod bounds;
 mod endless;
 mod keywords;
 mod references;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub use super::pattern::MAX_PATTERN_BYTES;
 use crate::{Error, Result};
@@ -56,7 +57,17 @@ pub(super) fn check(what: &str, schema: &Value) -> Result<Checked> {
         let why = "no answer can satisfy it: it contains itself without a way to end";
         return Err(Error::refused(format!("{what} {reference}"), why));
     }
+    bounds::check(what, schema)?;
     Ok(Checked { schema: references::inline(schema) })
+}
+
+/// What a schema says of a list: of its first elements one by one, and of all others.
+fn elements(map: &Map<String, Value>) -> (&[Value], Option<&Value>) {
+    let (first, rest) = match (map.get("items"), map.get("prefixItems")) {
+        (Some(Value::Array(first)), _) => (Some(first), map.get("additionalItems")),
+        (items, first) => (first.and_then(Value::as_array), items),
+    };
+    (first.map_or(&[], Vec::as_slice), rest)
 }
 
 /// What a value is, for messages.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::references::resolve;
+use super::{elements, references::resolve};
 
 /// A reference of the document that no finite value satisfies; `#` for the document itself.
 pub(super) fn find<'a>(document: &'a Value, references: &'a BTreeSet<String>) -> Option<&'a str> {
@@ -61,11 +61,7 @@ fn object_ends(map: &Map<String, Value>, ends: &HashSet<&str>) -> bool {
 
 fn array_ends(map: &Map<String, Value>, ends: &HashSet<&str>) -> bool {
     let least = map.get("minItems").and_then(Value::as_u64).unwrap_or(0) as usize;
-    let (first, rest) = match (map.get("items"), map.get("prefixItems")) {
-        (Some(Value::Array(first)), _) => (Some(first), map.get("additionalItems")),
-        (items, first) => (first.and_then(Value::as_array), items),
-    };
-    let first: &[Value] = first.map_or(&[], Vec::as_slice);
+    let (first, rest) = elements(map);
     let rest_ends = least <= first.len() || rest.is_none_or(|schema| can_end(schema, ends));
     first.iter().take(least).all(|schema| can_end(schema, ends)) && rest_ends
 }

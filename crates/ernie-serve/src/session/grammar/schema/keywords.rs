@@ -143,9 +143,7 @@ impl<'a> Walk<'a> {
             "required" => self.names(value)?,
             "pattern" => self.pattern(value)?,
             "format" => self.format(value)?,
-            "minimum" | "maximum" => self.number(value).map(|_| 0)?,
-            "exclusiveMinimum" => self.exclusive(map, value, ["maximum", "exclusiveMaximum"])?,
-            "exclusiveMaximum" => self.exclusive(map, value, ["minimum", "exclusiveMinimum"])?,
+            "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" => self.number(value).map(|_| 0)?,
             "multipleOf" => self.multiple_of(value)?,
             // False asks for nothing.
             "uniqueItems" if value == &Value::Bool(false) => 0,
@@ -311,20 +309,6 @@ impl<'a> Walk<'a> {
         Ok(0)
     }
 
-    /// A whole number that is left out while what follows its decimal point is not: the grammar library lets it in.
-    fn exclusive(&self, map: &Map<String, Value>, value: &Value, others: [&str; 2]) -> Result<usize> {
-        self.number(value)?;
-        let bound = value.as_f64().unwrap_or_default();
-        let near = |name: &str| map.get(name).and_then(Value::as_f64).is_some_and(|other| other.trunc() == bound);
-        if bound.fract() == 0.0
-            && map.get("type").is_none_or(|kind| kind != "integer")
-            && others.iter().any(|name| near(name))
-        {
-            return self.refuse("cannot leave out a whole number whose fractions alone are allowed");
-        }
-        Ok(0)
-    }
-
     fn count(&self, value: &Value) -> Result<u64> {
         match value.as_u64() {
             Some(count) if count <= MAX_COUNT => Ok(count),
@@ -379,7 +363,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn shorten(text: &str) -> String {
+/// A text of the caller's for a message: cut, and without control characters.
+pub(super) fn shorten(text: &str) -> String {
     let mut short: String = text.chars().take(60).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if short.len() < text.len() {
         short.push('…');
