@@ -15,11 +15,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::limits::MAX_HEADERS;
+use super::places::{Place, Places, Silence};
 use super::state::{App, Phase, past};
 
 /// The smallest buffer hyper takes.
@@ -35,7 +35,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(10);
 
 /// Accepts connections until it is dropped.
 pub(super) async fn accept(listener: TcpListener, router: Router, tls: Option<TlsAcceptor>, app: Arc<App>) {
-    let places = Arc::new(Semaphore::new(app.config.limits.connections.clamp(1, Semaphore::MAX_PERMITS)));
+    let places = Places::new(app.config.limits.connections, app.metrics.connections_refused.clone());
     let mut told: Option<Instant> = None;
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -51,25 +51,25 @@ pub(super) async fn accept(listener: TcpListener, router: Router, tls: Option<Tl
                 continue;
             }
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            app.metrics.connections_refused.inc();
-            continue;
-        };
+        let Some(Place { silence, wanted, permit }) = places.take().await else { continue };
         let (router, tls, app) = (router.clone(), tls.clone(), app.clone());
         tokio::spawn(async move {
             app.metrics.connections.inc();
-            serve(stream, peer, router, tls, &app).await;
+            let stream = Paced::new(stream, app.config.limits.write_timeout, Some(silence));
+            tokio::select! {
+                () = serve(stream, peer, router, tls, &app) => {}
+                () = wanted.notified() => tracing::debug!(%peer, "a silent connection gives its place to another"),
+            }
             app.metrics.connections.dec();
-            drop(place);
+            drop(permit);
         });
     }
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, tls: Option<TlsAcceptor>, app: &Arc<App>) {
+async fn serve(stream: Paced<TcpStream>, peer: SocketAddr, router: Router, tls: Option<TlsAcceptor>, app: &Arc<App>) {
     // Tokens are small and should not wait for one another.
-    let _ = stream.set_nodelay(true);
+    let _ = stream.inner.set_nodelay(true);
     let limits = &app.config.limits;
-    let stream = Paced::new(stream, limits.write_timeout);
     let Some(tls) = tls else { return converse(stream, peer, router, app).await };
     match timeout(limits.header_timeout, tls.accept(stream)).await {
         Ok(Ok(stream)) => converse(stream, peer, router, app).await,
@@ -118,6 +118,8 @@ const LINGER_BYTES: usize = 1 << 20;
 /// A stream that fails when its reader has kept it waiting for too long, whether it stands still or trickles.
 struct Paced<S> {
     inner: S,
+    /// Until the peer has said something.
+    silence: Option<Silence>,
     patience: Duration,
     /// How long writes have waited since the last [`PROGRESS_BYTES`] went out.
     waited: Duration,
@@ -127,8 +129,8 @@ struct Paced<S> {
 }
 
 impl<S> Paced<S> {
-    fn new(inner: S, patience: Duration) -> Self {
-        Self { inner, patience, waited: Duration::ZERO, written: 0, wait: None, linger: None }
+    fn new(inner: S, patience: Duration, silence: Option<Silence>) -> Self {
+        Self { inner, silence, patience, waited: Duration::ZERO, written: 0, wait: None, linger: None }
     }
 
     /// Judges the outcome of a write.
@@ -156,7 +158,11 @@ impl<S> Paced<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(context, buf)
+        let outcome = Pin::new(&mut self.inner).poll_read(context, buf);
+        if !buf.filled().is_empty() {
+            self.silence = None;
+        }
+        outcome
     }
 }
 
@@ -213,7 +219,7 @@ mod tests {
         use tokio::io::AsyncReadExt;
         for trickle in [0, 64] {
             let (near, mut far) = tokio::io::duplex(1024);
-            let mut paced = Paced::new(near, Duration::from_secs(30));
+            let mut paced = Paced::new(near, Duration::from_secs(30), None);
             let reader = tokio::spawn(async move {
                 let mut buffer = vec![0; trickle];
                 while trickle > 0 && far.read_exact(&mut buffer).await.is_ok() {
@@ -233,7 +239,7 @@ mod tests {
     async fn a_reader_that_pauses_is_waited_for() {
         use tokio::io::AsyncReadExt;
         let (near, mut far) = tokio::io::duplex(1024);
-        let mut paced = Paced::new(near, Duration::from_secs(30));
+        let mut paced = Paced::new(near, Duration::from_secs(30), None);
         let reader = tokio::spawn(async move {
             let mut buffer = vec![0; 10_000];
             for _ in 0..10 {

@@ -23,7 +23,7 @@ pub struct Limits {
     pub messages: usize,
     /// Requests that wait beside those that run; one more is answered 429.
     pub queue: usize,
-    /// Open connections; one more is closed at once.
+    /// Open connections; one more takes the place of a silent one, or is closed at once.
     pub connections: usize,
     /// Requests a minute and key; 0 does not limit it.
     pub rate_per_minute: u32,

@@ -26,6 +26,7 @@ mod manner;
 mod messages;
 mod metrics;
 mod params;
+mod places;
 mod routes;
 mod sse;
 mod state;

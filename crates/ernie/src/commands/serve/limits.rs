@@ -37,7 +37,7 @@ pub(crate) struct LimitOptions {
     /// Messages of one conversation
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_messages: u32,
-    /// Open connections; one more is closed
+    /// Open connections; one more takes the place of a silent one, or is closed
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_connections: u32,
     /// Requests a minute and key; 0 does not limit it
