@@ -86,7 +86,7 @@ pub(crate) struct Args {
 /// What else there is to measure.
 #[derive(Debug, clap::Subcommand)]
 enum Of {
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     Policies(policies::Args),
 }
 
