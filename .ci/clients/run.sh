@@ -40,8 +40,12 @@ done
 "$venv/bin/python" "$here/openai_client.py" "$url"
 "$venv/bin/python" "$here/lm_eval_client.py" "$url" "$model" "$ernie"
 
-# A browser: one on the PATH, or playwright's own.
-if ! command -v chromium chromium-browser google-chrome >/dev/null 2>&1; then
+# A browser: one on the PATH, the system's own package where it may be installed, or else playwright's.
+has_browser() { command -v chromium || command -v chromium-browser || command -v google-chrome; }
+if ! has_browser >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >"$work/browser" 2>&1 || tail -1 "$work/browser"
+fi
+if ! has_browser >/dev/null; then
   timeout 180 "$venv/bin/playwright" install --with-deps --only-shell chromium >"$work/browser" 2>&1 || tail -1 "$work/browser"
 fi
 status=0
