@@ -329,6 +329,8 @@ fn the_commands_of_the_documentation_work() {
 /// A collector of traces: keeps all that is sent to it and accepts it.
 #[cfg(feature = "otel")]
 fn collector() -> (String, std::sync::Arc<std::sync::Mutex<Vec<u8>>>) {
+    use std::io::{BufRead, BufReader};
+
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
     let kept = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
