@@ -395,6 +395,35 @@ mod tests {
         assert!((0.02..0.1).contains(&norm), "{norm}");
     }
 
+    /// Large enough that a matrix by itself would share its products out.
+    #[test]
+    fn matrices_side_by_side_end_as_one_after_the_other() {
+        let trained = |width: Width, together: bool| -> Vec<u32> {
+            let shapes = [("up", [96, 160]), ("down", [160, 96]), ("gate", [128, 128]), ("q", [64, 192])];
+            let parameters = shapes.map(|(name, [rows, columns])| {
+                let weights = (0..rows * columns).map(|i| (i % 13) as f32 - 6.0).collect();
+                Parameter::from_vec(format!("{name}_proj.weight"), weights, &[rows, columns]).unwrap()
+            });
+            let settings = recipe::Optimizer { kind: OptimizerKind::Muon, clip: 0.0, ..settings(0.1) };
+            let mut optimizer = Optimizer::new(&parameters, &settings).in_width(width);
+            for step in 0..2 {
+                for parameter in &parameters {
+                    let gradient = (0..parameter.elements()).map(|i| ((i * 31 + step) % 97) as f32 - 48.0);
+                    give_gradient(parameter, gradient.collect());
+                }
+                if together {
+                    optimizer.step(0.02, 1.0).unwrap();
+                } else {
+                    optimizer.finish(0.02).unwrap();
+                }
+            }
+            parameters.iter().flat_map(|parameter| parameter.to_vec().unwrap()).map(f32::to_bits).collect()
+        };
+        for width in [Width::F32, Width::Bf16] {
+            assert!(trained(width, true) == trained(width, false), "{width:?}");
+        }
+    }
+
     /// A matrix, a vector and one that no gradient comes to, over a few steps; what `make` makes of a step's gradients.
     fn trained(settings: &recipe::Optimizer, make: impl Fn(&mut Optimizer, &[Arc<Parameter>]) -> f64) -> Vec<u32> {
         let shapes: [(&str, &[usize]); 3] =
