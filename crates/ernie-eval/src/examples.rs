@@ -43,6 +43,16 @@ impl Linear {
     }
 }
 
+/// Bytes of a file of lines at most: they are held at once.
+const MOST_BYTES: usize = 64 << 20;
+
+/// The lines that another model's examples left.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    at: String,
+    lines: Vec<Map<String, Value>>,
+}
+
 /// A line for each example that was scored, and what the lines add up to.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Examples {
@@ -71,20 +81,39 @@ impl Examples {
         self.lines.iter().map(|line| Value::from(line.clone()).to_string() + "\n").collect()
     }
 
-    /// How far each metric is above that of another model, of which `path` holds the lines, with the standard error over examples.
+    /// Reads what [`Self::to_jsonl`] gave of another model.
     ///
     /// # Errors
-    /// [`Error::Data`] where the file is about other examples or lacks a number.
-    pub fn difference(&self, path: &Path) -> Result<Vec<(&'static str, Metric)>> {
+    /// Input errors for a file that is not there or not of that form, or larger than 64 MiB.
+    pub fn read(path: &Path) -> Result<Recorded> {
         let at = path.display().to_string();
-        let theirs = read(path)?;
+        let config = SourceConfig { format: Format::Jsonl, whole_lines: true, ..SourceConfig::new(&[at.as_str()]) };
+        let mut source = Source::open(&config, Path::new("."))?;
+        let (mut lines, mut bytes) = (Vec::new(), 0);
+        while let Some(piece) = source.next()? {
+            bytes += piece.text.len();
+            if bytes > MOST_BYTES {
+                let what =
+                    format!("more than {} MiB of lines (expected what `eval --examples` wrote)", MOST_BYTES >> 20);
+                return Err(Error::Data { at, what });
+            }
+            lines.push(serde_json::from_str(&piece.text).map_err(|error| source.fault(&error.to_string()))?);
+        }
+        Ok(Recorded { at, lines })
+    }
+
+    /// How far each metric is above that of another model, with the standard error over examples.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where the lines are about other examples or lack a number.
+    pub fn difference(&self, Recorded { at, lines: theirs }: &Recorded) -> Result<Vec<(&'static str, Metric)>> {
         if theirs.len() != self.lines.len() {
             let what = format!(
                 "it has {} examples, where {} were scored (expected those of the same task, --data and --limit)",
                 theirs.len(),
                 self.lines.len()
             );
-            return Err(Error::Data { at, what });
+            return Err(Error::Data { at: at.clone(), what });
         }
         let fault = |line: usize, what: String| Error::Data { at: format!("{at}:{}", line + 1), what };
         if let Some(line) = (0..theirs.len()).find(|&i| theirs[i].get(MARK) != self.lines[i].get(MARK)) {
@@ -98,7 +127,7 @@ impl Examples {
                 let lacks = |(line, key): (usize, &str)| {
                     fault(line, format!("no number `{key}` (expected lines of `eval --examples`)"))
                 };
-                let theirs = linear.parts(&theirs).map_err(lacks)?;
+                let theirs = linear.parts(theirs).map_err(lacks)?;
                 let ours = linear
                     .parts(&self.lines)
                     .map_err(|(_, key)| Error::Internal(format!("no `{key}` of an example")))?;
@@ -106,17 +135,6 @@ impl Examples {
             })
             .collect()
     }
-}
-
-fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
-    let at = path.display().to_string();
-    let config = SourceConfig { format: Format::Jsonl, whole_lines: true, ..SourceConfig::new(&[at.as_str()]) };
-    let mut source = Source::open(&config, Path::new("."))?;
-    let mut lines = Vec::new();
-    while let Some(piece) = source.next()? {
-        lines.push(serde_json::from_str(&piece.text).map_err(|error| source.fault(&error.to_string()))?);
-    }
-    Ok(lines)
 }
 
 #[cfg(test)]
@@ -135,7 +153,9 @@ mod tests {
         let path = folder.path().join("theirs.jsonl");
         let ours = examples(&[1.0, 1.0, 0.0, 1.0]);
         std::fs::write(&path, examples(&[1.0, 0.0, 0.0, 0.0]).to_jsonl()).unwrap();
-        let [(name, difference)] = ours.difference(&path).unwrap()[..] else { panic!("one metric") };
+        let [(name, difference)] = ours.difference(&Examples::read(&path).unwrap()).unwrap()[..] else {
+            panic!("one metric")
+        };
         // The mean of 0, 1, 0, 1, and its error: sqrt(4 · 0.25 / 3 / 4).
         assert_eq!((name, difference.value), ("acc", 0.5));
         assert!((difference.stderr.unwrap() - (1.0f64 / 12.0).sqrt()).abs() < 1e-12);
@@ -157,9 +177,12 @@ mod tests {
             (String::new(), "it has 0 examples"),
         ] {
             std::fs::write(&path, &text).unwrap();
-            let error = ours.difference(&path).unwrap_err();
+            let error = Examples::read(&path).and_then(|theirs| ours.difference(&theirs)).unwrap_err();
             assert!(error.is_input() && error.to_string().contains(words), "{text:?}: {error}");
         }
-        assert!(ours.difference(&folder.path().join("none.jsonl")).unwrap_err().is_input());
+        assert!(Examples::read(&folder.path().join("none.jsonl")).unwrap_err().is_input());
+        std::fs::write(&path, format!("{{\"nats\":1{}}}\n", " ".repeat(1 << 10)).repeat(1 << 16)).unwrap();
+        let error = Examples::read(&path).unwrap_err();
+        assert!(error.is_input() && error.to_string().contains("more than 64 MiB"), "{error}");
     }
 }

@@ -30,7 +30,7 @@ pub mod speed;
 pub mod tasks;
 
 pub use error::{Error, ErrorKind, Result};
-pub use examples::{Examples, Linear};
+pub use examples::{Examples, Linear, Recorded};
 pub use report::{EvalReport, Metric};
 pub use score::{Pair, Score, Subject};
 pub use tasks::{EvalOptions, Task};

@@ -147,6 +147,9 @@ fn ways_of_scheduling_are_compared() {
     }
     assert!(good(at.path(), &[&["bench", "policies", &moe][..], &lengths].concat()).out.contains("mean latency"));
 
+    // Where four times a median is beyond half of the context, lengths end there.
+    let context = ["bench", "policies", &moe, "--prompt-tokens", "100", "--gen-tokens", "2", "--requests", "10"];
+    good(at.path(), &context);
     assert!(bad(at.path(), &["bench", "policies", &moe, "--load", "1"], 2).err.contains("below 1"));
     let refused = bad(at.path(), &["bench", "policies", &moe, "--prompt-tokens", "90000000"], 2);
     assert!(refused.err.contains("context holds"), "{}", refused.err);

@@ -237,6 +237,12 @@ fn two_models_are_compared_over_the_same_examples() {
     let error = |name: &str| int4["metrics"][name].as_f64().expect("an error");
     assert!(error("bits_per_byte_difference_stderr") < 0.5 * error("bits_per_byte_stderr"), "{int4}");
 
+    // Mistakes that need no model are told before one is loaded.
+    for mistake in [["--against", "none.jsonl"], ["--examples", "none/a.jsonl"]] {
+        let args = ["eval", "preset:ernie-4.5-21b-a3b", "--task", "perplexity"];
+        assert!(bad(at.path(), &[&args[..], &mistake].concat(), 2).err.contains(mistake[1]));
+    }
+
     fs::write(at.path().join("b.txt"), "Another text.\n").expect("text");
     let args = ["eval", &model, "--task", "perplexity", "--data", "*.txt", "--against", "f32.jsonl"];
     let refused = bad(at.path(), &args, 2);

@@ -2,7 +2,7 @@
 
 use crate::{
     cli::options::{Json, WeightsOption},
-    commands::generate::engine,
+    commands::{check_place, generate::engine},
     exit::Exit,
     failure::{Failure, Result},
     model::Model,
@@ -11,7 +11,7 @@ use crate::{
 };
 use ernie_data::tokenizer::Tokenizer;
 use ernie_eval::{
-    EvalOptions, EvalReport, Subject,
+    EvalOptions, EvalReport, Examples, Subject,
     tasks::{self, TASKS, Task},
 };
 use ernie_model::Decoder;
@@ -68,6 +68,10 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     };
     // A task that does not exist is refused before a model is loaded.
     let task = tasks::find(task).map_err(|e| Failure::from(e).hint("ernie eval --list"))?;
+    if let Some(path) = &args.examples {
+        check_place(path)?;
+    }
+    let theirs = args.against.as_deref().map(Examples::read).transpose()?;
     let model = Model::find(model)?;
     let tokenizer = model.tokenizer_for("`eval`")?;
     let loaded = model.load(&args.weights, args.seed, printer)?;
@@ -82,8 +86,8 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     if let Some(path) = &args.examples {
         ernie_files::atomic::write(path, report.examples.to_jsonl().as_bytes())?;
     }
-    if let Some(path) = &args.against {
-        for (name, difference) in report.examples.difference(path)? {
+    if let (Some(path), Some(theirs)) = (&args.against, &theirs) {
+        for (name, difference) in report.examples.difference(theirs)? {
             report = report.metric(&format!("{name}_difference"), difference);
         }
         report = report.setting("against", path.display().to_string());

@@ -20,19 +20,21 @@ pub(crate) mod tokenize;
 pub(crate) mod train;
 pub(crate) mod upcycle;
 
+use std::path::Path;
+
 use tracing_subscriber::{Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
+#[cfg(feature = "otel")]
+use crate::traces::Traces;
 use crate::{
     cli::{Cli, Command, options::Global},
     environment,
     exit::Exit,
-    failure::Result,
+    failure::{Failure, Result},
     interrupt, machine,
     printer::Printer,
     quickstart,
 };
-#[cfg(feature = "otel")]
-use crate::{failure::Failure, traces::Traces};
 
 /// The version as `ernie --version` prints it.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -42,6 +44,15 @@ pub(crate) const COMMIT: &str = match option_env!("ERNIE_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
 };
+
+/// That a file can be written there, said before anything is measured.
+pub(crate) fn check_place(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.is_dir() || !folder.is_dir() {
+        return Err(Failure::input(format!("{}: expected a file name in a folder that exists", path.display())));
+    }
+    Ok(())
+}
 
 /// Runs the command that was typed.
 pub(crate) fn run(cli: Cli) -> Result<Exit> {

@@ -2,7 +2,7 @@
 
 use super::{Args, limits_json, limits_line, page, roof, rounded, spread_json};
 use crate::{
-    commands::{COMMIT, VERSION},
+    commands::{COMMIT, VERSION, check_place},
     exit::Exit,
     failure::{Failure, Result},
     machine,
@@ -76,7 +76,7 @@ pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) ->
         seed: args.seed,
     };
     if let Some(report) = &args.report {
-        page::check_place(report)?;
+        check_place(report)?;
     }
     let model = Model::find(name)?;
     // Tables only: what cannot fit is refused before the weights are loaded.

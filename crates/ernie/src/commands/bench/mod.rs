@@ -112,6 +112,16 @@ fn count() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=100_000_000)
 }
 
+/// A number that `fits`.
+fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|&x| fits(x)).ok_or_else(|| format!("expected {expected}"))
+}
+
+/// How much lengths differ.
+fn spread(text: &str) -> std::result::Result<f64, String> {
+    number(text, |x| (0.0..=3.0).contains(&x), "a number of 0 to 3")
+}
+
 /// Runs the command.
 pub(crate) fn run(args: &Args, threads: usize, printer: &Printer) -> Result<Exit> {
     let model = match (&args.of, &args.model) {

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     commands::{COMMIT, VERSION},
-    failure::{Failure, Result},
+    failure::Result,
     machine,
     printer::{self, Printer},
     report::{self, Report, Sweep, SweepPoint, Tile},
@@ -24,15 +24,6 @@ const CONTEXTS: &[usize] = &[0, 512, 1024, 2048, 4096];
 /// Points of a sweep are measured a few times with short answers: a page should take a minute, not ten.
 const REPEATS: usize = 2;
 const ANSWER: usize = 16;
-
-/// That the page can be written there, said before anything is measured.
-pub(super) fn check_place(path: &Path) -> Result<()> {
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if path.is_dir() || !folder.is_dir() {
-        return Err(Failure::input(format!("{}: expected a file name in a folder that exists", path.display())));
-    }
-    Ok(())
-}
 
 /// Measures the sweeps and writes the page.
 pub(super) fn write(path: &Path, bench: &Bench, main: &Measured, engine: &mut Engine, printer: &Printer) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `bench policies`: what continuous batching saves readers, beside the two ways of scheduling that it replaced.
 
-use super::{count, rounded};
+use super::{count, number, spread};
 use crate::{
     cli::options::{Json, WeightsOption},
     commands::{COMMIT, VERSION},
@@ -17,8 +17,8 @@ use ernie_eval::{
 use ernie_serve::engine::Engine;
 use serde_json::{Value, json};
 
-/// No length exceeds so many times its median.
-const LONGEST: f64 = 4.0;
+/// No length exceeds so many times the longer median.
+const LONGEST: usize = 4;
 
 /// Compare continuous batching with request-level batches and with one request at a time
 ///
@@ -42,7 +42,8 @@ pub(crate) struct Args {
     /// Median tokens of an answer
     #[arg(long, value_name = "G", default_value_t = 32, value_parser = count())]
     gen_tokens: u32,
-    /// How much lengths differ: the standard deviation of their logarithm (0: all alike; none exceeds four times the longer median)
+    /// How much lengths differ: the standard deviation of their logarithm (0: all alike; none exceeds four times the longer median, or half of
+    /// the context)
     #[arg(long, value_name = "X", default_value_t = 0.8, value_parser = spread)]
     spread: f64,
     /// Requests of a batch, at most
@@ -57,100 +58,64 @@ pub(crate) struct Args {
     json: Json,
 }
 
-fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> std::result::Result<f64, String> {
-    text.parse().ok().filter(|&x| fits(x)).ok_or_else(|| format!("expected {expected}"))
-}
-
 fn share(text: &str) -> std::result::Result<f64, String> {
     number(text, |x| x > 0.0 && x < 1.0, "a share above 0 and below 1")
 }
 
-fn spread(text: &str) -> std::result::Result<f64, String> {
-    number(text, |x| (0.0..=3.0).contains(&x), "a number of 0 to 3")
-}
-
 /// Runs the command.
 pub(super) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
-    let longest = LONGEST * f64::from(args.prompt_tokens.max(args.gen_tokens));
+    let loaded = Model::find(&args.model)?.load(&args.weights, args.seed, printer)?;
+    let (median, half) = (args.prompt_tokens.max(args.gen_tokens), loaded.decoder.config().max_position_embeddings / 2);
+    if median as usize > half {
+        let context = 2 * half;
+        let message = format!(
+            "--prompt-tokens and --gen-tokens: expected medians of at most {half}, half of what the model's context holds ({context}), found {median}"
+        );
+        return Err(Failure::input(message));
+    }
     let workload = Workload {
         requests: args.requests as usize,
         prompt_tokens: args.prompt_tokens.into(),
         answer_tokens: args.gen_tokens.into(),
         spread: args.spread,
-        most_tokens: longest as usize,
+        most_tokens: half.min(LONGEST * median as usize),
         // Drawn: the likeliest tokens of weights that mean little go round in circles.
         temperature: 1.0,
         seed: args.seed,
     };
     let options = StudyOptions { workload, load: args.load, batch: args.batch as usize, window_s: 0.0 };
-    let loaded = Model::find(&args.model)?.load(&args.weights, args.seed, printer)?;
-    let context = loaded.decoder.config().max_position_embeddings;
-    if context < 2 * options.workload.most_tokens {
-        let message = format!(
-            "--prompt-tokens and --gen-tokens: a request may have {} tokens, and the model's context holds {context}",
-            2 * options.workload.most_tokens
-        );
-        return Err(
-            Failure::input(message).hint("take a smaller median: no length exceeds four times the larger of the two")
-        );
-    }
     let mut engine = Engine::new(loaded.decoder, speed::options(options.batch))?;
     let mut progress = Progress::new(*printer, "policies", None, Unit::Items);
     let mut steps = 0;
     let comparisons = study(&mut engine, &options, &mut |seconds| {
         steps += 1;
-        progress.at(steps, "");
+        progress.at(steps, "steps");
         seconds
     })?;
     progress.finish("");
     if args.json.json {
-        printer.json(&json_of(args, &comparisons))?;
+        printer.json(&json_of(args, &comparisons)?)?;
     } else {
         show(args, &comparisons, printer)?;
     }
     Ok(Exit::Done)
 }
 
-fn name(policy: Policy) -> &'static str {
-    match policy {
-        Policy::Continuous => "continuous",
-        Policy::Readers { .. } => "readers",
-        Policy::DynamicBatch { .. } => "dynamic_batch",
-        Policy::OneAtATime => "one_at_a_time",
-    }
-}
-
-fn json_of(args: &Args, comparisons: &[Comparison]) -> Value {
-    let times = |times: &Timing| {
-        json!({
-            "mean_s": rounded(times.mean_s),
-            "p50_s": rounded(times.p50_s),
-            "p95_s": rounded(times.p95_s),
-            "p99_s": rounded(times.p99_s),
-            "first_token_mean_s": rounded(times.first_token_mean_s),
-        })
-    };
-    let each = comparisons.iter().map(|comparison| {
-        json!({
-            "baseline": name(comparison.baseline),
-            "saturation_per_s": rounded(comparison.saturation_per_s),
-            "arrivals_per_s": rounded(comparison.arrivals_per_s),
-            "baseline_times": times(&comparison.baseline_times),
-            "continuous_times": times(&comparison.continuous_times),
-            "latency_change": rounded(comparison.latency_change),
-        })
-    });
-    json!({
+fn json_of(args: &Args, comparisons: &[Comparison]) -> Result<Value> {
+    let mut each = serde_json::to_value(comparisons).map_err(|e| Failure::defect(format!("writing JSON: {e}")))?;
+    // The size of a batch is said once.
+    each.as_array_mut().into_iter().flatten().for_each(|it| it["baseline"] = it["baseline"]["policy"].take());
+    Ok(json!({
         "model": args.model,
         "weights": args.weights.name(),
         "load": args.load,
         "requests": args.requests,
         "batch": args.batch,
         "seed": args.seed,
-        "comparisons": each.collect::<Vec<_>>(),
+        "comparisons": each,
         "version": VERSION,
         "commit": COMMIT,
-    })
+    }))
 }
 
 fn show(args: &Args, comparisons: &[Comparison], printer: &Printer) -> Result<()> {

@@ -1,9 +1,9 @@
 //! `bench serve`: what readers of a server wait for, and how much it does, beside another server where there is one.
 
-use super::{count, page::check_place, rounded, served_page};
+use super::{count, number, rounded, served_page, spread};
 use crate::{
     cli::options::{Json, WeightsOption},
-    commands::{COMMIT, VERSION},
+    commands::{COMMIT, VERSION, check_place},
     exit::Exit,
     failure::{Failure, Result},
     model::Model,
@@ -99,10 +99,6 @@ pub(crate) struct Args {
     json: Json,
 }
 
-fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> std::result::Result<f64, String> {
-    text.parse().ok().filter(|&x| fits(x)).ok_or_else(|| format!("expected {expected}"))
-}
-
 fn positive(text: &str) -> std::result::Result<f64, String> {
     number(text, |x| x > 0.0 && x <= 1e6, "a number above 0, at most a million")
 }
@@ -117,10 +113,6 @@ fn portion(text: &str) -> std::result::Result<f64, String> {
 
 fn temperature(text: &str) -> std::result::Result<f32, String> {
     number(text, |x| (0.0..=2.0).contains(&x), "a number of 0 to 2").map(|x| x as f32)
-}
-
-fn spread(text: &str) -> std::result::Result<f64, String> {
-    number(text, |x| (0.0..=3.0).contains(&x), "a number of 0 to 3")
 }
 
 /// One load with what it did to each server.
