@@ -102,3 +102,37 @@ fn nothing_to_sum_is_zero_and_nothing_to_write_is_fine() {
         brains::nn(Floats::F32(&[1.0; 4]), Floats::F32(&[]), FloatsMut::F32(&mut []), 2, 2, 0, false);
     });
 }
+
+/// A copy of `x` that begins with a cache line, or two bytes behind one.
+fn placed<'a>(x: &[f32], aside: bool, memory: &'a mut Vec<bf16>) -> &'a [bf16] {
+    memory.clear();
+    memory.resize(x.len() + 64, bf16::ZERO);
+    let start = (0..32).find(|&i| memory[i..].as_ptr().align_offset(64) == 0).unwrap() + usize::from(aside);
+    for (to, &x) in memory[start..].iter_mut().zip(x) {
+        *to = bf16::from_f32(x);
+    }
+    &memory[start..start + x.len()]
+}
+
+#[test]
+fn rows_that_are_multiplied_as_they_lie_give_the_bits_of_packed_ones() {
+    let mut random = Random(7);
+    // Whole lines and half ones, rows 4 KiB apart, rows that end within a tile, more rows and more of `k` than go through at a time.
+    for [m, k, n] in
+        [[16, 32, 16], [15, 64, 20], [77, 96, 50], [40, 80, 33], [300, 1056, 40], [530, 512, 70], [35, 2048, 18]]
+    {
+        let (a, b) = (random.floats(m * k), random.floats(n * k));
+        let (mut near, mut far) = (Vec::new(), Vec::new());
+        let (lying, aside) = (placed(&a, false, &mut near), placed(&a, true, &mut far));
+        each_level(|level| {
+            let results = [lying, aside].map(|a| {
+                let (mut wide, mut narrow) = (vec![f32::NAN; m * n], FloatVec::zeros(Width::Bf16, m * n));
+                brains::nt(Floats::Bf16(a), Floats::F32(&b), FloatsMut::F32(&mut wide), m, k, n, false);
+                brains::nt(Floats::Bf16(a), Floats::F32(&b), narrow.view_mut(), m, k, n, false);
+                (wide, narrow.view().to_vec())
+            });
+            assert_eq!(results[0], results[1], "{m}x{k}x{n} at {level}");
+            assert_eq!(results[0].1, rounded(&results[0].0), "{m}x{k}x{n} to bf16 at {level}");
+        });
+    }
+}

@@ -3,6 +3,8 @@
 //! Each element of a result is one chain of fused multiply-adds in the order of the inner dimension, begun at zero or at what
 //! was there. So a row gives the same bits alone and among others, at any number of threads, as in [`crate::linear`].
 
+#[cfg(target_arch = "x86_64")]
+mod blocks;
 pub mod brains;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod pairs;

@@ -11,7 +11,7 @@ use crate::floats::Floats;
 use crate::lanes::Lanes;
 use crate::level::Isa;
 use crate::packed::float_amx::run_tiles;
-use crate::packed::float_tile::{Block, STEP, WIDTH, run_pairs};
+use crate::packed::float_tile::{Ahead, Block, STEP, WIDTH, run_pairs};
 
 /// A matrix to be multiplied: `[len, k]` with `k` along its rows, or its transpose.
 #[derive(Clone, Copy)]
@@ -54,19 +54,26 @@ impl Side<'_> {
         let words = ks.len().div_ceil(2) * WIDTH;
         assert!(of.len().div_ceil(WIDTH) * words <= to.len(), "pairs: {} columns in {}", of.len(), to.len());
         self.check(isa, of, ks);
-        for (i, panel) in to.chunks_exact_mut(words.max(1)).take(of.len().div_ceil(WIDTH)).enumerate() {
-            let start = of.start + i * WIDTH;
-            let of = start..(start + WIDTH).min(of.end);
-            // SAFETY: as above.
-            unsafe {
-                match (self.data, self.down) {
-                    (Floats::F32(x), true) => lines::<f32>(x.as_ptr(), self.stride, &of, ks, panel.as_mut_ptr()),
-                    (Floats::Bf16(x), true) => lines::<bf16>(x.as_ptr(), self.stride, &of, ks, panel.as_mut_ptr()),
-                    (Floats::F32(x), false) => columns::<f32>(x.as_ptr(), self.stride, &of, ks, panel.as_mut_ptr()),
-                    (Floats::Bf16(x), false) => columns::<bf16>(x.as_ptr(), self.stride, &of, ks, panel.as_mut_ptr()),
-                }
+        let to = to.as_mut_ptr();
+        // SAFETY: as above.
+        unsafe {
+            match (self.data, self.down) {
+                (Floats::F32(x), true) => lines::<f32>(x.as_ptr(), self.stride, of, ks, to, words),
+                (Floats::Bf16(x), true) => lines::<bf16>(x.as_ptr(), self.stride, of, ks, to, words),
+                (Floats::F32(x), false) => columns::<f32>(x.as_ptr(), self.stride, of, ks, to, words),
+                (Floats::Bf16(x), false) => columns::<bf16>(x.as_ptr(), self.stride, of, ks, to, words),
             }
         }
+    }
+
+    /// The bytes of rows of pairs that can be multiplied as they lie, each in whole cache lines, and the bytes from one to the next.
+    ///
+    /// Rows whose distance is a multiple of 4 KiB would fight for the same sets of a second-level cache.
+    pub(crate) fn lying(&self) -> Option<(&[u8], usize)> {
+        let Floats::Bf16(x) = self.data else { return None };
+        let stride = self.stride * size_of::<bf16>();
+        let lines = x.as_ptr().align_offset(64) == 0 && stride.is_multiple_of(64) && !stride.is_multiple_of(4096);
+        (lines && !self.down).then(|| (bytemuck::cast_slice(x), stride))
     }
 
     fn check(&self, isa: Isa, of: &Range<usize>, ks: &Range<usize>) {
@@ -80,20 +87,22 @@ impl Side<'_> {
 /// The product of packed sides, as the level has it: `y[rows, outs] = (y if add) + left · panels`.
 ///
 /// # Safety
-/// `left` holds `rows` rows of `k` elements in pairs, `stride` words apart, and memory for fifteen more; `panels` the panels of `outs`
-/// columns, packed for `depth` elements of which the first `k` are used; `y` may be read and written for each of `rows` rows, `ys` apart.
+/// `left` points to `rows` rows of `k` elements in pairs, `stride` words apart, and, where there are more than sixteen and no multiple of it, to
+/// memory for fifteen more; `panels` to the panels of `outs` columns, packed for `depth` elements of which `k` are used; `y` may be read and
+/// written for each of `rows` rows, `ys` apart.
 #[allow(clippy::too_many_arguments)] // Places and counts.
 pub(crate) unsafe fn multiply(
     isa: Isa,
-    (left, stride): (&[f32], usize),
-    (panels, depth): (&[f32], usize),
+    (left, stride): (*const f32, usize),
+    (panels, depth): (*const f32, usize),
     [rows, k, outs]: [usize; 3],
     (y, ys): (*mut f32, usize),
     add: bool,
+    next: Ahead,
 ) {
     let k = k.div_ceil(2);
-    let (x, w) = (left.as_ptr(), panels.as_ptr().cast());
-    let block = Block { x, xs: stride, rows, w, ws: depth.div_ceil(2) * STEP, outs, k, y, ys, add };
+    let ws = depth.div_ceil(2) * STEP;
+    let block = Block { x: left, xs: stride, rows, w: panels.cast(), ws, outs, k, y, ys, add, next };
     // SAFETY: by contract.
     unsafe {
         match isa.level() {
@@ -207,17 +216,28 @@ with_pairs! {
 }
 
 with_pairs! {
-    /// Panels of a source whose rows go along their lines.
+    /// Panels, `apart` words from each other, of a source whose rows go along their lines.
     ///
     /// # Safety
-    /// Columns `of` (16 at most) over `ks` of the source may be read, and a panel written; the processor multiplies pairs.
-    unsafe fn lines<T: Source>(source: *const T, from: usize, of: &Range<usize>, ks: &Range<usize>, panel: *mut f32) {
+    /// Columns `of` over `ks` of the source may be read, and their panels written; the processor multiplies pairs.
+    unsafe fn lines<T: Source>(
+        source: *const T,
+        from: usize,
+        of: &Range<usize>,
+        ks: &Range<usize>,
+        panels: *mut f32,
+        apart: usize,
+    ) {
         for (step, k) in ks.clone().step_by(2).enumerate() {
-            // SAFETY: by contract.
-            unsafe {
-                let at = source.add(k * from + of.start);
-                let second = if k + 1 < ks.end { T::sixteen(at.add(from), of.len()) } else { _mm256_setzero_si256() };
-                _mm512_storeu_si512(panel.add(step * WIDTH).cast(), line(T::sixteen(at, of.len()), second));
+            for (i, column) in of.clone().step_by(WIDTH).enumerate() {
+                let count = (of.end - column).min(WIDTH);
+                // SAFETY: by contract.
+                unsafe {
+                    let at = source.add(k * from + column);
+                    let second = if k + 1 < ks.end { T::sixteen(at.add(from), count) } else { _mm256_setzero_si256() };
+                    let to = panels.add(i * apart + step * WIDTH);
+                    _mm512_storeu_si512(to.cast(), line(T::sixteen(at, count), second));
+                }
             }
         }
     }
@@ -237,14 +257,14 @@ with_pairs! {
         stride: usize,
     ) {
         let (mut square, mut aside) = ([[0.0_f32; 16]; 16], [[0.0_f32; 16]; 16]);
-        for rows in (of.start..of.end).step_by(16) {
-            let count = (of.end - rows).min(16);
-            for some in (ks.start..ks.end).step_by(32) {
-                let end = (some + 32).min(ks.end);
-                let words = (end - some).div_ceil(2);
+        for some in (ks.start..ks.end).step_by(32) {
+            let end = (some + 32).min(ks.end);
+            let words = (end - some).div_ceil(2);
+            for rows in (of.start..of.end).step_by(16) {
+                let count = (of.end - rows).min(16);
                 // SAFETY: by contract; squares hold sixteen lines of sixteen.
                 unsafe {
-                    lines::<T>(source, from, &(rows..rows + count), &(some..end), square.as_mut_ptr().cast());
+                    lines::<T>(source, from, &(rows..rows + count), &(some..end), square.as_mut_ptr().cast(), 0);
                     let to = to.add((rows - of.start) * stride + (some - ks.start) / 2);
                     if count == 16 && words == 16 {
                         __m512::transpose(square.as_ptr().cast(), 16, to, stride);
@@ -266,20 +286,30 @@ with_pairs! {
     ///
     /// # Safety
     /// As [`lines`], rows and columns of the source changed over.
-    unsafe fn columns<T: Source>(source: *const T, from: usize, of: &Range<usize>, ks: &Range<usize>, panel: *mut f32) {
-        let (mut square, mut aside) = ([[0.0_f32; 16]; 16], [[0.0_f32; 16]; 16]);
-        for some in (ks.start..ks.end).step_by(32) {
-            let end = (some + 32).min(ks.end);
-            let words = (end - some).div_ceil(2);
-            // SAFETY: by contract; squares hold sixteen rows of sixteen words, and those of missing columns stay zero.
-            unsafe {
-                along::<T>(source, from, of, &(some..end), square.as_mut_ptr().cast(), 16);
-                let to = panel.add((some - ks.start) / 2 * WIDTH);
-                if words == 16 {
-                    __m512::transpose(square.as_ptr().cast(), 16, to, WIDTH);
-                } else {
-                    __m512::transpose(square.as_ptr().cast(), 16, aside.as_mut_ptr().cast(), 16);
-                    aside.as_ptr().cast::<u32>().copy_to_nonoverlapping(to.cast(), words * WIDTH);
+    unsafe fn columns<T: Source>(
+        source: *const T,
+        from: usize,
+        of: &Range<usize>,
+        ks: &Range<usize>,
+        panels: *mut f32,
+        apart: usize,
+    ) {
+        for (i, column) in of.clone().step_by(WIDTH).enumerate() {
+            let of = column..(column + WIDTH).min(of.end);
+            let (mut square, mut aside) = ([[0.0_f32; 16]; 16], [[0.0_f32; 16]; 16]);
+            for some in (ks.start..ks.end).step_by(32) {
+                let end = (some + 32).min(ks.end);
+                let words = (end - some).div_ceil(2);
+                // SAFETY: by contract; squares hold sixteen rows of sixteen words, and those of missing columns stay zero.
+                unsafe {
+                    along::<T>(source, from, &of, &(some..end), square.as_mut_ptr().cast(), 16);
+                    let to = panels.add(i * apart + (some - ks.start) / 2 * WIDTH);
+                    if words == 16 {
+                        __m512::transpose(square.as_ptr().cast(), 16, to, WIDTH);
+                    } else {
+                        __m512::transpose(square.as_ptr().cast(), 16, aside.as_mut_ptr().cast(), 16);
+                        aside.as_ptr().cast::<u32>().copy_to_nonoverlapping(to.cast(), words * WIDTH);
+                    }
                 }
             }
         }

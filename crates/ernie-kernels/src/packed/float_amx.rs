@@ -5,9 +5,9 @@
 //! on the rows beside it, nor on the tile it fell into, nor on where `k` was blocked, because a tile that is put down in `y` and
 //! taken up again is exact.
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
-use super::float_tile::{Block, STEP, WIDTH};
+use super::float_tile::{Ahead, Block, STEP, WIDTH};
 use crate::amx::{self, Tiles};
 use crate::level::Isa;
 
@@ -35,13 +35,15 @@ pub(crate) unsafe fn run_tiles(isa: Isa, b: &Block) {
     unsafe {
         if whole > 0 || b.k == 0 {
             let _tiles = Tiles::shape(isa, height, STEPS);
-            panels(&Part { b, height, x: b.x, w: b.w, tiles: whole, add: b.add });
+            let pairs = b.rows / (2 * amx::ROWS) * (b.outs / (2 * WIDTH));
+            let mut next = Fetch::new(&b.next, pairs * whole);
+            panels(&Part { b, height, x: b.x, w: b.w, tiles: whole, add: b.add }, &mut next);
         }
         let rest = b.k % STEPS;
         if rest > 0 {
             let _tiles = Tiles::shape(isa, height, rest);
             let (x, w) = (b.x.add(whole * STEPS), b.w.add(whole * STEPS * STEP));
-            panels(&Part { b, height, x, w, tiles: 1, add: b.add || whole > 0 });
+            panels(&Part { b, height, x, w, tiles: 1, add: b.add || whole > 0 }, &mut Fetch::new(&Ahead::NOTHING, 0));
         }
     }
 }
@@ -57,29 +59,77 @@ struct Part<'a> {
     add: bool,
 }
 
+/// What is left of an [`Ahead`] to be fetched, some lines at a time.
+struct Fetch {
+    line: *const u8,
+    /// Lines before the row ends, and rows after it.
+    lines: usize,
+    rows: usize,
+    /// Lines of a row, and bytes from its end to the next.
+    whole: usize,
+    gap: usize,
+    /// Lines at a time.
+    each: usize,
+}
+
+impl Fetch {
+    /// Spread over so many times.
+    fn new(next: &Ahead, times: usize) -> Self {
+        let whole = next.bytes / STEP;
+        let some = whole > 0 && next.rows > 0;
+        Fetch {
+            line: next.at,
+            lines: if some { whole } else { 0 },
+            rows: next.rows.saturating_sub(1),
+            whole,
+            gap: next.stride.saturating_sub(whole * STEP),
+            each: if some { (whole * next.rows).div_ceil(times.max(1)) } else { 0 },
+        }
+    }
+
+    #[inline(always)]
+    fn some(&mut self) {
+        for _ in 0..self.each {
+            if self.lines == 0 {
+                if self.rows == 0 {
+                    self.each = 0;
+                    return;
+                }
+                self.rows -= 1;
+                self.lines = self.whole;
+                self.line = self.line.wrapping_add(self.gap);
+            }
+            self.lines -= 1;
+            // SAFETY: a fetch ahead may point anywhere.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.line.cast()) };
+            self.line = self.line.wrapping_add(STEP);
+        }
+    }
+}
+
 /// All panels: two by two rows of tiles, or four by one where there is but one row of them.
 ///
 /// # Safety
 /// As [`run_tiles`]; tiles are shaped for the part.
-unsafe fn panels(part: &Part<'_>) {
+unsafe fn panels(part: &Part<'_>, next: &mut Fetch) {
     let all = part.b.outs.div_ceil(WIDTH);
     let few = part.b.rows <= amx::ROWS;
     let together = if few { 4 } else { 2 };
     let groups = all / together;
     // A few rows wait for memory: then the panels are not neighbours but as many streams, each of which walks through consecutive
     // panels, so that what is fetched ahead at the end of one panel is the start of the next.
-    let (next, apart) = if few { (1, groups) } else { (together, 1) };
+    let (step, apart) = if few { (1, groups) } else { (together, 1) };
     // SAFETY: panels are those of the block.
     unsafe {
         for group in 0..groups {
             if few {
-                tile::<1, 4>(part, 0, group * next, apart);
+                tile::<1, 4>(part, 0, group * step, apart, next);
             } else {
-                rows::<2>(part, group * next);
+                rows::<2>(part, group * step, next);
             }
         }
         for panel in groups * together..all {
-            rows::<1>(part, panel);
+            rows::<1>(part, panel, next);
         }
     }
 }
@@ -88,15 +138,15 @@ unsafe fn panels(part: &Part<'_>) {
 ///
 /// # Safety
 /// As [`panels`], and the panels are the block's.
-unsafe fn rows<const P: usize>(part: &Part<'_>, panel: usize) {
+unsafe fn rows<const P: usize>(part: &Part<'_>, panel: usize, next: &mut Fetch) {
     let pairs = part.b.rows / (2 * amx::ROWS);
     // SAFETY: rows are those of the block.
     unsafe {
         for pair in 0..pairs {
-            tile::<2, P>(part, pair * 2 * amx::ROWS, panel, 1);
+            tile::<2, P>(part, pair * 2 * amx::ROWS, panel, 1, next);
         }
         for row in (pairs * 2 * amx::ROWS..part.b.rows).step_by(amx::ROWS) {
-            tile::<1, P>(part, row, panel, 1);
+            tile::<1, P>(part, row, panel, 1, next);
         }
     }
 }
@@ -106,7 +156,13 @@ unsafe fn rows<const P: usize>(part: &Part<'_>, panel: usize) {
 /// # Safety
 /// As [`rows`].
 #[inline(always)]
-unsafe fn tile<const R: usize, const P: usize>(part: &Part<'_>, row: usize, panel: usize, apart: usize) {
+unsafe fn tile<const R: usize, const P: usize>(
+    part: &Part<'_>,
+    row: usize,
+    panel: usize,
+    apart: usize,
+    fetch: &mut Fetch,
+) {
     let b = part.b;
     let stride = b.xs * size_of::<f32>();
     // SAFETY: by contract; a fetch ahead may point anywhere.
@@ -147,6 +203,9 @@ unsafe fn tile<const R: usize, const P: usize>(part: &Part<'_>, row: usize, pane
                 amx::dot_bf16::<2, 4, 6>();
                 amx::load::<7>(w.add(3 * next), STEP);
                 amx::dot_bf16::<3, 4, 7>();
+            }
+            if R == 2 {
+                fetch.some();
             }
             x = x.add(STEP);
             w = w.add(STEPS * STEP);

@@ -16,6 +16,7 @@ use super::{Heads, first_visible};
 use crate::floats::Floats;
 use crate::gemm::pairs::{self, Side};
 use crate::level::Isa;
+use crate::packed::float_tile::Ahead;
 use crate::packed::float_tile::WIDTH;
 
 /// Key positions whose scores are held at once.
@@ -118,8 +119,9 @@ fn multiply(
             && (rows == 0 || (rows - 1) * ys + outs <= y.len()),
         "attention: {rows} rows over {k} by {outs} outside their slices"
     );
+    let (left, panels) = ((left.as_ptr(), stride(k)), (panels.as_ptr(), depth));
     // SAFETY: as was just checked.
-    unsafe { pairs::multiply(isa, (left, stride(k)), (panels, depth), [rows, k, outs], (y.as_mut_ptr(), ys), add) };
+    unsafe { pairs::multiply(isa, left, panels, [rows, k, outs], (y.as_mut_ptr(), ys), add, Ahead::NOTHING) };
 }
 
 /// Takes the next `n` floats of scratch.
