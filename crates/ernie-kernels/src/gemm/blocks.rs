@@ -43,7 +43,7 @@ pub(super) struct Product<'a> {
     pub(super) add: bool,
 }
 
-/// Where sums are: the first of a stretch of columns in row 0, and from a row to the next.
+/// Where the sums of a block are: its first one, and floats from a row to the next.
 type Sums = (*mut f32, usize);
 
 impl Product<'_> {
@@ -131,15 +131,8 @@ impl Product<'_> {
                         // SAFETY: inside `c`, as was checked, and this task's; the panels are packed.
                         unsafe {
                             let sums = (c.pointer().add(some.start * self.n + columns.start), self.n);
-                            self.block(
-                                &some,
-                                rows.end,
-                                (panels, columns.len()),
-                                &ks,
-                                left,
-                                sums,
-                                self.add || ks.start > 0,
-                            );
+                            let add = self.add || ks.start > 0;
+                            self.block(&some, rows.end, (panels, columns.len()), &ks, left, sums, add);
                         }
                     }
                 }

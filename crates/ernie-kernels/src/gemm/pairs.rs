@@ -178,11 +178,20 @@ unsafe fn line(first: __m256i, second: __m256i) -> __m512i {
     }
 }
 
+/// Defines a way of packing: of a source whose lines are `from` elements apart, its `of` (rows or columns of the product) over `ks`, to rows or
+/// panels that are `apart` words from each other.
 macro_rules! with_pairs {
-    ($(#[$meta:meta])* unsafe fn $name:ident<T: Source>($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+    ($(#[$meta:meta])* unsafe fn $name:ident($source:ident, $from:ident, $of:ident, $ks:ident, $to:ident, $apart:ident) $body:block) => {
         $(#[$meta])*
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,bmi1,bmi2")]
-        unsafe fn $name<T: Source>($($arg: $ty),*) $body
+        unsafe fn $name<T: Source>(
+            $source: *const T,
+            $from: usize,
+            $of: &Range<usize>,
+            $ks: &Range<usize>,
+            $to: *mut f32,
+            $apart: usize,
+        ) $body
     };
 }
 
@@ -191,14 +200,7 @@ with_pairs! {
     ///
     /// # Safety
     /// Rows `of` over `ks` of the source may be read, and as many rows of words written; the processor multiplies pairs.
-    unsafe fn along<T: Source>(
-        source: *const T,
-        from: usize,
-        of: &Range<usize>,
-        ks: &Range<usize>,
-        to: *mut f32,
-        stride: usize,
-    ) {
+    unsafe fn along(source, from, of, ks, to, stride) {
         for (i, row) in of.clone().enumerate() {
             // SAFETY: by contract; a line's words are written as far as the row has any.
             unsafe {
@@ -216,18 +218,11 @@ with_pairs! {
 }
 
 with_pairs! {
-    /// Panels, `apart` words from each other, of a source whose rows go along their lines.
+    /// Panels of a source whose rows go along their lines.
     ///
     /// # Safety
     /// Columns `of` over `ks` of the source may be read, and their panels written; the processor multiplies pairs.
-    unsafe fn lines<T: Source>(
-        source: *const T,
-        from: usize,
-        of: &Range<usize>,
-        ks: &Range<usize>,
-        panels: *mut f32,
-        apart: usize,
-    ) {
+    unsafe fn lines(source, from, of, ks, panels, apart) {
         for (step, k) in ks.clone().step_by(2).enumerate() {
             for (i, column) in of.clone().step_by(WIDTH).enumerate() {
                 let count = (of.end - column).min(WIDTH);
@@ -248,14 +243,7 @@ with_pairs! {
     ///
     /// # Safety
     /// As [`along`], rows and columns of the source changed over.
-    unsafe fn turned<T: Source>(
-        source: *const T,
-        from: usize,
-        of: &Range<usize>,
-        ks: &Range<usize>,
-        to: *mut f32,
-        stride: usize,
-    ) {
+    unsafe fn turned(source, from, of, ks, to, stride) {
         let (mut square, mut aside) = ([[0.0_f32; 16]; 16], [[0.0_f32; 16]; 16]);
         for some in (ks.start..ks.end).step_by(32) {
             let end = (some + 32).min(ks.end);
@@ -286,14 +274,7 @@ with_pairs! {
     ///
     /// # Safety
     /// As [`lines`], rows and columns of the source changed over.
-    unsafe fn columns<T: Source>(
-        source: *const T,
-        from: usize,
-        of: &Range<usize>,
-        ks: &Range<usize>,
-        panels: *mut f32,
-        apart: usize,
-    ) {
+    unsafe fn columns(source, from, of, ks, panels, apart) {
         for (i, column) in of.clone().step_by(WIDTH).enumerate() {
             let of = column..(column + WIDTH).min(of.end);
             let (mut square, mut aside) = ([[0.0_f32; 16]; 16], [[0.0_f32; 16]; 16]);

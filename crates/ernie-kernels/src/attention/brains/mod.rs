@@ -16,8 +16,7 @@ use super::{Heads, first_visible};
 use crate::floats::Floats;
 use crate::gemm::pairs::{self, Side};
 use crate::level::Isa;
-use crate::packed::float_tile::Ahead;
-use crate::packed::float_tile::WIDTH;
+use crate::packed::float_tile::{Ahead, WIDTH};
 
 /// Key positions whose scores are held at once.
 const BLOCK: usize = 256;
