@@ -10,8 +10,9 @@ use std::ops::Range;
 use super::pairs::{self, Side};
 use crate::floats::{FloatsMut, SharedFloats};
 use crate::level::Isa;
+use crate::packed::float_amx::Ahead;
 use crate::packed::float_blocks::cut;
-use crate::packed::float_tile::{Ahead, WIDTH};
+use crate::packed::float_tile::WIDTH;
 use crate::pool::{self, Shared};
 
 /// Elements of `k` that are gone through at a time where sums can wait in the result.

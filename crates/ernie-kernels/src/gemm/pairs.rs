@@ -10,8 +10,8 @@ use crate::Level;
 use crate::floats::Floats;
 use crate::lanes::Lanes;
 use crate::level::Isa;
-use crate::packed::float_amx::run_tiles;
-use crate::packed::float_tile::{Ahead, Block, STEP, WIDTH, run_pairs};
+use crate::packed::float_amx::{Ahead, run_tiles_before};
+use crate::packed::float_tile::{Block, STEP, WIDTH, run_pairs};
 
 /// A matrix to be multiplied: `[len, k]` with `k` along its rows, or its transpose.
 #[derive(Clone, Copy)]
@@ -102,11 +102,11 @@ pub(crate) unsafe fn multiply(
 ) {
     let k = k.div_ceil(2);
     let ws = depth.div_ceil(2) * STEP;
-    let block = Block { x: left, xs: stride, rows, w: panels.cast(), ws, outs, k, y, ys, add, next };
+    let block = Block { x: left, xs: stride, rows, w: panels.cast(), ws, outs, k, y, ys, add };
     // SAFETY: by contract.
     unsafe {
         match isa.level() {
-            Level::Amx => run_tiles(isa, &block),
+            Level::Amx => run_tiles_before(isa, &block, &next),
             _ => run_pairs(isa, &block),
         }
     }

@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 use super::buffer::{Buffer, Scratch};
 use super::float_blocks::{self, Left, Shape, cut};
 use super::float_pack;
-use super::float_tile::{Ahead, Block, STEP, WIDTH, run_brains, run_halves, run_words};
+use super::float_tile::{Block, STEP, WIDTH, run_brains, run_halves, run_words};
 use crate::Level;
 use crate::level::Isa;
 use crate::pool::{self, Shared};
@@ -296,7 +296,6 @@ pub(crate) unsafe fn run(
                         y: y.pointer().add(some.start * outs + outputs.start),
                         ys: outs,
                         add: ks.start > 0,
-                        next: Ahead::NOTHING,
                     };
                     kernel(isa, &block);
                 }

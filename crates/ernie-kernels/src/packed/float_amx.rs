@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
-use super::float_tile::{Ahead, Block, STEP, WIDTH};
+use super::float_tile::{Block, STEP, WIDTH};
 use crate::amx::{self, Tiles};
 use crate::level::Isa;
 
@@ -16,6 +16,21 @@ const STEPS: usize = 16;
 
 /// How far ahead of its use a stream of weights is fetched, in bytes.
 const AHEAD: usize = 4096;
+
+/// Rows of memory to be fetched into the second-level cache during a product. It need not be there.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    /// The first row.
+    pub(crate) at: *const u8,
+    /// Bytes of a row, and from a row to the next.
+    pub(crate) bytes: usize,
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
+}
+
+impl Ahead {
+    pub(crate) const NOTHING: Ahead = Ahead { at: std::ptr::null(), bytes: 0, stride: 0, rows: 0 };
+}
 
 /// A block whose `x`, `xs` and `k` count pairs.
 ///
@@ -26,6 +41,18 @@ const AHEAD: usize = 4096;
 /// # Panics
 /// At another level than [`Level::Amx`](crate::Level::Amx).
 pub(crate) unsafe fn run_tiles(isa: Isa, b: &Block) {
+    // SAFETY: by contract.
+    unsafe { run_tiles_before(isa, b, &Ahead::NOTHING) };
+}
+
+/// [`run_tiles`], which fetches meanwhile what is asked for next.
+///
+/// # Safety
+/// As [`run_tiles`].
+///
+/// # Panics
+/// As [`run_tiles`].
+pub(crate) unsafe fn run_tiles_before(isa: Isa, b: &Block, next: &Ahead) {
     let height = b.rows.min(amx::ROWS);
     if b.rows == 0 {
         return;
@@ -36,7 +63,7 @@ pub(crate) unsafe fn run_tiles(isa: Isa, b: &Block) {
         if whole > 0 || b.k == 0 {
             let _tiles = Tiles::shape(isa, height, STEPS);
             let pairs = b.rows / (2 * amx::ROWS) * (b.outs / (2 * WIDTH));
-            let mut next = Fetch::new(&b.next, pairs * whole);
+            let mut next = Fetch::new(next, pairs * whole);
             panels(&Part { b, height, x: b.x, w: b.w, tiles: whole, add: b.add }, &mut next);
         }
         let rest = b.k % STEPS;

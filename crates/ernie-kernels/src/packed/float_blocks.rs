@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::float_pack;
-use super::float_tile::{Ahead, Block, Fused, STEP, Tile, WIDTH, run_words, run_words_tall};
+use super::float_tile::{Block, Fused, STEP, Tile, WIDTH, run_words, run_words_tall};
 use crate::Level;
 use crate::level::Isa;
 use crate::pool::{self, Shared};
@@ -161,7 +161,6 @@ pub(crate) unsafe fn rectangle(
                         y: unsafe { y.pointer().add(rows.start * n + some.start) },
                         ys: n,
                         add: add || ks.start > 0,
-                        next: Ahead::NOTHING,
                     };
                     // SAFETY: the input holds these rows over `ks` (its length was checked by `product`), the panels those
                     // columns, and this part of `y` is this task's.

@@ -128,23 +128,6 @@ pub(crate) struct Block {
     pub(crate) ys: usize,
     /// Whether sums start from what is in `y`, or from zero.
     pub(crate) add: bool,
-    /// Input that will be asked for next.
-    pub(crate) next: Ahead,
-}
-
-/// Rows of memory to be fetched into the second-level cache meanwhile, by kernels that have the time. It need not be there.
-#[derive(Clone, Copy)]
-pub(crate) struct Ahead {
-    /// The first row.
-    pub(crate) at: *const u8,
-    /// Bytes of a row, and from a row to the next.
-    pub(crate) bytes: usize,
-    pub(crate) stride: usize,
-    pub(crate) rows: usize,
-}
-
-impl Ahead {
-    pub(crate) const NOTHING: Ahead = Ahead { at: std::ptr::null(), bytes: 0, stride: 0, rows: 0 };
 }
 
 /// All of a block. `TALL` is for input that is packed in tiles of `ROWS` rows, k-major.

@@ -16,7 +16,8 @@ use super::{Heads, first_visible};
 use crate::floats::Floats;
 use crate::gemm::pairs::{self, Side};
 use crate::level::Isa;
-use crate::packed::float_tile::{Ahead, WIDTH};
+use crate::packed::float_amx::Ahead;
+use crate::packed::float_tile::WIDTH;
 
 /// Key positions whose scores are held at once.
 const BLOCK: usize = 256;
