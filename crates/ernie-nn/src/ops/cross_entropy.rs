@@ -12,8 +12,8 @@ use crate::{Result, Value, Weight, Width};
 /// The target of a row that carries no loss.
 pub const IGNORED: i64 = -100;
 
-/// Bytes of logits that are held at once, about: the more rows, the less often the head's weights are packed.
-const CHUNK: usize = 64 << 20;
+/// Bytes of logits that are held at once, about: the more rows, the less often the head's weights are packed and its gradient is taken up.
+const CHUNK: usize = 216 << 20;
 
 /// Fewest and most rows of a chunk.
 const ROWS: [usize; 2] = [128, 512];
