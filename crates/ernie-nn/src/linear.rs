@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ernie_kernels::{elementwise, gemm};
 
 use crate::error::ensure;
+use crate::ops::Outputs;
 use crate::{Error, Packed, Parameter, Result, Through, Value, Weight, no_grad, ops};
 
 /// `y = x · Wᵀ + b`. Number formats and adapters, and later shards, are kinds of this, never copies of a
@@ -120,7 +121,13 @@ impl Linear {
     /// `x: [T, in]`, of which each row goes `through` an adapter or none → `[T, out]`. Sums are f32, in an order that depends on `in` alone: a row's
     /// numbers are those that it has in a batch of its own, whatever its neighbours go through.
     pub fn forward(&self, x: &Value, through: &Through) -> Result<Value> {
-        self.finish(x, ops::multiply(x, &self.weight)?, through)
+        self.last(Outputs::Read, x, through)
+    }
+
+    /// [`Self::forward`], which where nobody reads what it gives records the product and does not make it: the numbers mean nothing then, and
+    /// gradients are the same.
+    pub fn last(&self, outputs: Outputs, x: &Value, through: &Through) -> Result<Value> {
+        self.finish(x, ops::multiply_for(outputs, x, &self.weight)?, through)
     }
 
     /// The weights alone, as plain numbers without recording, which are not copied where there is no bias: `[T, out]`, row-major.

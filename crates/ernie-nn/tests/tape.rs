@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use common::numbers;
-use ernie_nn::ops::{self, Angles, Expert};
-use ernie_nn::{Heads, Parameter, Result, Span, Value, Weight, Width, no_grad};
+use ernie_nn::ops::{self, Angles, Expert, Outputs};
+use ernie_nn::{Adapter, Form, Heads, Linear, Packer, Parameter, Result, Span, Through, Value, Weight, Width, no_grad};
 
 const ROWS: usize = 6;
 const HIDDEN: usize = 8;
@@ -71,8 +71,8 @@ impl Model {
         let mut terms = Vec::new();
         for layer in self.all[1..].chunks(13) {
             let (width, w, angles) = (self.width, layer.to_vec(), angles.clone());
-            let run = move |x: &Value| Self::layer(width, &w, &angles, x);
-            let (outputs, chosen) = if again { ops::recomputed(&x, run)? } else { run(&x)? };
+            let run = move |x: &Value, _| Self::layer(width, &w, &angles, x);
+            let (outputs, chosen) = if again { ops::recomputed(&x, run)? } else { run(&x, Outputs::Read)? };
             assert_eq!(chosen.len(), 2 * ROWS);
             x = outputs[0].clone();
             terms.push(ops::balance_loss(&outputs[1], &[0.7, 0.3], ROWS)?);
@@ -173,5 +173,40 @@ fn what_no_gradient_reaches_is_not_told_of() -> Result<()> {
     let mut error = Some(error);
     let failed = ops::sum(&a.value())?.backward_telling(|_| error.take().map_or(Ok(()), Err));
     assert!(failed.is_err_and(|error| error.to_string() == "told: enough"));
+    Ok(())
+}
+
+#[test]
+fn a_product_that_nobody_reads_has_the_gradients_of_one_that_is_read() -> Result<()> {
+    let parameter = |name: &str, shape: [usize; 2], width| {
+        Parameter::multiplied_in(
+            width,
+            name,
+            numbers(shape[0] * shape[1], name.len() as u64 + shape[1] as u64 * 7 + shape[0] as u64),
+            &shape,
+        )
+    };
+    for width in [Width::F32, Width::Bf16] {
+        let (x, w) = (parameter("x", [3, 8], Width::F32)?, parameter("w", [5, 8], width)?);
+        let (a, b) = (parameter("a", [2, 8], width)?, parameter("b", [5, 2], width)?);
+        let mut packing = Packer::new(Form::F32, [5, 8])?;
+        packing.push(&w.to_vec()?)?;
+        let packed = Weight::Packed(Arc::new(packing.finish()?));
+        for weight in [Weight::Parameter(w.clone()), packed] {
+            let mut linear = Linear::new(weight, None);
+            linear.adapt(0, Adapter::new(a.clone(), b.clone(), 0.5))?;
+            for through in [Through::Weights, Through::One(0)] {
+                let all = [&x, &w, &a, &b];
+                let gradients = |outputs| -> Result<Vec<Vec<f32>>> {
+                    all.iter().for_each(|parameter| parameter.zero_grad());
+                    ops::sum(&ops::widen(&linear.last(outputs, &x.value(), &through)?)?)?.backward()?;
+                    all.iter().map(|parameter| parameter.grad_vec()).collect()
+                };
+                let read = gradients(Outputs::Read)?;
+                assert!(read[0].iter().any(|&gradient| gradient != 0.0));
+                assert_eq!(read, gradients(Outputs::Unread)?);
+            }
+        }
+    }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ernie_nn::ops::{self, Angles};
+use ernie_nn::ops::{self, Angles, Outputs};
 use ernie_nn::{Parameter, Through, Value};
 
 use super::attention::Attention;
@@ -21,6 +21,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) cache: Option<&'a mut dyn KvCache>,
     pub(crate) probe: &'a mut dyn Probe,
     pub(crate) activations: Activations,
+    /// Whether the numbers of what the layer gives are read.
+    pub(crate) outputs: Outputs,
 }
 
 impl Pass<'_> {
@@ -90,7 +92,7 @@ impl DecoderLayer {
 impl FeedForward {
     fn forward(&self, x: &Value, pass: &mut Pass<'_>) -> Result<Value> {
         match self {
-            Self::Dense(mlp) => mlp.forward(x, &pass.through, pass.activations),
+            Self::Dense(mlp) => mlp.forward(x, &pass.through, pass.activations, pass.outputs),
             Self::Moe(moe) => moe.forward(x, pass),
         }
     }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use ernie_nn::{Linear, Parameter, Through, Value, ops};
+use ernie_nn::ops::{self, Outputs};
+use ernie_nn::{Linear, Parameter, Through, Value};
 
 use super::{Activations, layer};
 use crate::Result;
@@ -15,11 +16,17 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
-    pub(crate) fn forward(&self, x: &Value, through: &Through, activations: Activations) -> Result<Value> {
+    pub(crate) fn forward(
+        &self,
+        x: &Value,
+        through: &Through,
+        activations: Activations,
+        outputs: Outputs,
+    ) -> Result<Value> {
         let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x, through)?;
         let (gate, up) = (activations.keep(gate)?, activations.keep(up)?);
         let inner = activations.keep(ops::swiglu(&gate, &up)?)?;
-        activations.keep(self.down_proj.forward(&inner, through)?)
+        activations.keep(self.down_proj.last(outputs, &inner, through)?)
     }
 
     pub(crate) fn linears(&self) -> [&Linear; 3] {

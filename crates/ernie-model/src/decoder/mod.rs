@@ -33,7 +33,7 @@ pub use tokens::{Span, Tokens};
 
 use std::sync::Arc;
 
-use ernie_nn::ops::{self, Angles};
+use ernie_nn::ops::{self, Angles, Outputs};
 use ernie_nn::{Form, Linear, Parameter, Through, Value, Weight, no_grad};
 
 use crate::{Error, ModelConfig, Result};
@@ -115,6 +115,7 @@ impl Decoder {
             cache: cache.map(|cache| cache as &mut dyn KvCache),
             probe: probe as &mut dyn Probe,
             activations: self.activations,
+            outputs: Outputs::Read,
         };
         let mut x = pass.keep(ops::embedding(&tokens.ids, &self.embed_tokens)?)?;
         pass.probe.record("embed_out", &x);

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use ernie_nn::ops::{self, Expert, Routing};
+use ernie_nn::ops::{self, Expert, Outputs, Routing};
 use ernie_nn::{Linear, Parameter, Through, Value, Weight};
 
 use super::layer::{self, Pass};
@@ -51,7 +51,9 @@ impl MoeLayer {
         pass.probe.routing(pass.layer, &routing);
         let routed = pass.keep(self.routed(x, &routing, pass)?)?;
         match &self.shared_experts {
-            Some(shared) => pass.keep(ops::add(&routed, &shared.forward(x, &pass.through, pass.activations)?)?),
+            Some(shared) => {
+                pass.keep(ops::add(&routed, &shared.forward(x, &pass.through, pass.activations, Outputs::Read)?)?)
+            }
             None => Ok(routed),
         }
     }
@@ -60,7 +62,7 @@ impl MoeLayer {
     fn routed(&self, x: &Value, routing: &Routing, pass: &Pass<'_>) -> Result<Value> {
         let one_by_one = |x: &Value, routing: &Routing, through: &Through| {
             ops::dispatch(x, routing, self.opened.len(), |index, tokens, rows| {
-                self.opened[index].forward(rows, &through.rows(tokens), pass.activations)
+                self.opened[index].forward(rows, &through.rows(tokens), pass.activations, Outputs::Read)
             })
         };
         let opened = self.runs_opened(x, &pass.through);

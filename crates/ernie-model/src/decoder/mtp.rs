@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use ernie_nn::ops::{self, Angles};
+use ernie_nn::ops::{self, Angles, Outputs};
 use ernie_nn::{Linear, Parameter, Through, Value};
 
 use super::layer::{DecoderLayer, Pass};
@@ -70,6 +70,7 @@ impl Decoder {
             cache: None,
             probe: &mut (),
             activations: self.activations,
+            outputs: Outputs::Read,
         };
         self.run(&here.block, &u, &mut pass)
     }

@@ -31,10 +31,11 @@ impl Decoder {
         }
         let (again, index, activations) = (layer.clone(), pass.layer, pass.activations);
         let (spans, through, angles) = (pass.spans.to_vec(), pass.through.clone(), pass.angles.clone());
-        let (outputs, routed) = ops::recomputed(x, move |x| {
+        let (outputs, routed) = ops::recomputed(x, move |x, outputs| {
             let mut routed = Routed::default();
             let (through, angles, probe) = (through.clone(), angles.clone(), &mut routed);
-            let mut pass = Pass { layer: index, spans: &spans, through, angles, cache: None, probe, activations };
+            let mut pass =
+                Pass { layer: index, spans: &spans, through, angles, cache: None, probe, activations, outputs };
             let out = again.forward(x, &mut pass).map_err(beneath)?;
             // Losses on the router go on from what it gave.
             Ok(match routed.0 {

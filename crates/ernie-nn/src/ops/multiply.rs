@@ -7,6 +7,7 @@ use ernie_kernels::floats::{FloatVec, Floats, FloatsMut};
 use ernie_kernels::gemm::{self, brains};
 use ernie_kernels::{Rows, fresh, linear};
 
+use super::recompute::Outputs;
 use crate::error::ensure;
 use crate::slice::{self, Slice, View, from_floats, tensor};
 use crate::value::needs_grad;
@@ -19,11 +20,20 @@ use crate::{Packed, Parameter, Result, Value, Weight, Width};
 /// # Errors
 /// [`crate::Error::Shape`] if the inner sizes differ.
 pub fn multiply(x: &Value, weight: &Weight) -> Result<Value> {
+    multiply_for(Outputs::Read, x, weight)
+}
+
+/// [`multiply`], whose result is recorded and zeros where nobody reads it.
+pub(crate) fn multiply_for(outputs: Outputs, x: &Value, weight: &Weight) -> Result<Value> {
     match weight {
-        Weight::Parameter(parameter) => linear(x, parameter),
+        Weight::Parameter(parameter) => linear_for(outputs, x, parameter),
         Weight::Packed(packed) => {
             check(x, weight)?;
-            passed_through(x, weight.multiply(&x.slice()?)?, packed)
+            let y = match outputs {
+                Outputs::Read => weight.multiply(&x.slice()?)?,
+                Outputs::Unread => fresh::zeros(x.dim(0) * weight.out_features()),
+            };
+            passed_through(x, y, packed)
         }
     }
 }
@@ -57,13 +67,22 @@ fn passed_through(x: &Value, y: Vec<f32>, weight: &Arc<Packed>) -> Result<Value>
 ///
 /// The result is as wide as the parameter's products, which the gradient of the input is too; the gradient of the weight is f32.
 pub fn linear(x: &Value, parameter: &Arc<Parameter>) -> Result<Value> {
+    linear_for(Outputs::Read, x, parameter)
+}
+
+fn linear_for(outputs: Outputs, x: &Value, parameter: &Arc<Parameter>) -> Result<Value> {
     let weight = Weight::Parameter(parameter.clone());
     check(x, &weight)?;
     let (rows, outs, ins) = (x.dim(0), weight.out_features(), weight.in_features());
     let products = Products(parameter.products());
     let w = parameter.value();
-    let input = products.input(x.tensor())?;
-    let y = products.forward(View::of(&input)?.floats(), &w.slice()?, [rows, ins, outs]);
+    let y = match outputs {
+        Outputs::Read => {
+            let input = products.input(x.tensor())?;
+            products.forward(View::of(&input)?.floats(), &w.slice()?, [rows, ins, outs])
+        }
+        Outputs::Unread => FloatVec::zeros(products.0, rows * outs),
+    };
     let (y, kept) = (from_floats(y, &[rows, outs])?, x.kept());
     let (dx_wanted, dw_wanted) = (x.is_recorded(), needs_grad(&[&w]));
     let keep_w = w.tensor().clone();

@@ -10,24 +10,34 @@ use crate::tape::{Recording, leaves, walk};
 use crate::value::needs_grad;
 use crate::{Error, Result, Value};
 
+/// Whether anybody reads the numbers of what a part of a graph gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// They are read.
+    Read,
+    /// The part runs for what it records alone, so that its last product need not be made ([`crate::Linear::last`]).
+    Unread,
+}
+
 /// `f(x)`, of which the backward pass keeps `x` and makes the rest again (Chen et al., arXiv:1604.06174, with a part of the graph for a segment):
 /// memory for one forward pass more.
 ///
 /// `f` gives what the rest of the graph may go on from, and something beside, which is that of the first run. It must depend on `x`, on
-/// parameters, and on what does not change until the backward pass; then values and gradients have the bits of `f` itself. A parameter that
-/// `f` uses is whole ([`Value::backward_telling`]) once the second run has been walked.
+/// parameters, and on what does not change until the backward pass; then values and gradients have the bits of `f` itself. It is told whether
+/// its outputs will be read: those of the second run are not. A parameter that `f` uses is whole ([`Value::backward_telling`]) once the second
+/// run has been walked.
 ///
 /// # Errors
 /// What `f` fails with.
 pub fn recomputed<T>(
     x: &Value,
-    f: impl Fn(&Value) -> Result<(Vec<Value>, T)> + Send + 'static,
+    f: impl Fn(&Value, Outputs) -> Result<(Vec<Value>, T)> + Send + 'static,
 ) -> Result<(Vec<Value>, T)> {
     // Recorded as it will be again, for an op may go another way where nothing is: this says which parameters there are, and goes.
     let begin =
         |x: &Tensor, recorded: bool| if recorded { Value::input(x.clone()) } else { Value::constant(x.clone()) };
     let recorded = needs_grad(&[x]);
-    let (outputs, beside) = f(&begin(x.tensor(), recorded))?;
+    let (outputs, beside) = f(&begin(x.tensor(), recorded), Outputs::Read)?;
     let (mut names, mut parameters) = (std::collections::HashSet::new(), Vec::new());
     leaves(outputs.iter().filter_map(Value::node), |parameter| {
         if names.insert(Arc::as_ptr(parameter)) {
@@ -48,7 +58,7 @@ pub fn recomputed<T>(
     let all = Value::from_op(mark.clone(), &parents, move |_| {
         let _guard = Recording::set(true);
         let x = begin(&kept, recorded);
-        let (outputs, _) = f(&x)?;
+        let (outputs, _) = f(&x, Outputs::Unread)?;
         let gradients = std::mem::take(&mut *arrived.lock().unwrap_or_else(PoisonError::into_inner));
         let mut seeds = Vec::with_capacity(outputs.len());
         for (output, gradient) in outputs.iter().zip(gradients) {
@@ -56,7 +66,7 @@ pub fn recomputed<T>(
                 seeds.push((node.clone(), passed_on(&gradient, output.is_leaf())?));
             }
         }
-        // What the nodes hold is freed as they are walked, and the outputs' numbers have been had.
+        // What the nodes hold is freed as they are walked.
         drop(outputs);
         walk(seeds, None)?;
         let mut shares = vec![None; count];
