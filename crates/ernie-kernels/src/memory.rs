@@ -66,6 +66,20 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Checked<A> {
     }
 }
 
+/// Has mimalloc, where that is the program's allocator, keep what is freed for whoever asks next, and give none of it back to the system.
+///
+/// A training step frees gigabytes that the next one asks for again, and takes longer than the second that mimalloc waits: given back and
+/// taken anew, every page is cleared by the kernel once a step. `MIMALLOC_PURGE_DELAY` in the environment has the last word.
+#[cfg(feature = "mimalloc")]
+pub fn keep_what_is_freed() {
+    // SAFETY: sets a number that the allocator reads when it frees; a thread that frees meanwhile sees the old one or the new.
+    unsafe { libmimalloc_sys::mi_option_set_default(PURGE_DELAY, -1) };
+}
+
+/// `mi_option_purge_delay` of `mimalloc.h`, in milliseconds and below zero for never; the binding names only some of the options.
+#[cfg(feature = "mimalloc")]
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
 /// Writes `words` to standard error and ends the process with `code`, at once: without destructors, without waiting for
 /// a lock that another thread holds, and without memory. Where several threads come here, the first one speaks.
 #[cfg(unix)]
@@ -133,5 +147,16 @@ mod tests {
             assert_eq!(told.unwrap_err().downcast_ref::<String>().unwrap(), "1025 were refused");
             allocator.dealloc(block, layout(8));
         }
+    }
+
+    /// The number of an option is known by its default, which is like no other's near it.
+    #[cfg(feature = "mimalloc")]
+    #[test]
+    fn the_option_is_the_one_that_is_meant() {
+        // SAFETY: reads a number.
+        let delay = || unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY) };
+        assert_eq!(delay(), 1000);
+        keep_what_is_freed();
+        assert_eq!(delay(), -1);
     }
 }

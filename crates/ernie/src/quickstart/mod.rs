@@ -78,6 +78,7 @@ struct Findings {
 /// Runs the command.
 pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     let began = Instant::now();
+    ernie_kernels::memory::keep_what_is_freed();
     let place = write::Place::begin(&args.out)?;
     let stages = Stages { printer, at: std::cell::Cell::new(0) };
     printer.say(printer.bold_talk("ernie quickstart"));

@@ -72,6 +72,7 @@ pub(super) fn run(args: &Args, name: &str, threads: usize, printer: &Printer) ->
     let compute = args.compute.unwrap_or(Compute::F32);
     let rows = args.batch.unwrap_or(8) as usize;
     let (seq_len, steps) = (args.seq.unwrap_or(512) as usize, args.steps.unwrap_or(5) as usize);
+    ernie_kernels::memory::keep_what_is_freed();
     let model = Model::find(name)?;
     let loaded = ernie_model::load_trainable(&model.source(args.seed), compute.width())?;
     let mut decoder = loaded.decoder;

@@ -60,6 +60,7 @@ pub(crate) fn run(args: &Args, printer: &Printer) -> Result<Exit> {
     if args.tui {
         Dashboard::check(printer)?;
     }
+    ernie_kernels::memory::keep_what_is_freed();
     let mut tasks = Tasks::new(&recipe, &args.out, if args.tui { Printer::new(true) } else { *printer })?;
     let asking = std::cell::RefCell::new(None::<Progress>);
     let options = Options {
