@@ -12,8 +12,8 @@ use crate::{Result, Value, Weight, Width};
 /// The target of a row that carries no loss.
 pub const IGNORED: i64 = -100;
 
-/// Bytes of logits that are held at once, about: the more rows, the less often the head's weights are packed and its gradient is taken up.
-const CHUNK: usize = 216 << 20;
+/// Bytes of logits that are held at once, at most where rows are not very long: the more rows, the less often the head's weights are packed and its gradient is taken up.
+const CHUNK: usize = 172 << 20;
 
 /// Fewest and most rows of a chunk.
 const ROWS: [usize; 2] = [128, 512];
@@ -84,7 +84,9 @@ fn cross_entropy(
     let mut dweight = fresh::zeros(if trained { vocab * width } else { 0 });
     let hidden = products.input(hidden.tensor())?;
     let input = View::of(&hidden)?;
-    let chunk = (CHUNK / (4 * vocab)).clamp(ROWS[0], ROWS[1]);
+    // Chunks of one height, which tiles like to be a multiple of 32.
+    let most = (CHUNK / (4 * vocab)).clamp(ROWS[0], ROWS[1]);
+    let chunk = rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(32).clamp(1, most);
     let mut logits = fresh::zeros(chunk.min(rows) * vocab);
     for start in (0..rows).step_by(chunk) {
         let end = (start + chunk).min(rows);
