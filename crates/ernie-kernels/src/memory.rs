@@ -72,7 +72,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Checked<A> {
 /// taken anew, every page is cleared by the kernel once a step. `MIMALLOC_PURGE_DELAY` in the environment has the last word.
 #[cfg(feature = "mimalloc")]
 pub fn keep_what_is_freed() {
-    // SAFETY: sets a number that the allocator reads when it frees; a thread that frees meanwhile sees the old one or the new.
+    // SAFETY: sets a number that the allocator reads when it frees. It is one word, so a thread that frees meanwhile sees the old one or the new.
     unsafe { libmimalloc_sys::mi_option_set_default(PURGE_DELAY, -1) };
 }
 

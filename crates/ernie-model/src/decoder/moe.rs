@@ -51,8 +51,10 @@ impl MoeLayer {
         pass.probe.routing(pass.layer, &routing);
         let routed = pass.keep(self.routed(x, &routing, pass)?)?;
         match &self.shared_experts {
+            // Unlike what routed experts give, by which their weights have a gradient, this is only added.
             Some(shared) => {
-                pass.keep(ops::add(&routed, &shared.forward(x, &pass.through, pass.activations, Outputs::Read)?)?)
+                let shared = shared.forward(x, &pass.through, pass.activations, pass.outputs)?;
+                pass.keep(ops::add(&routed, &shared)?)
             }
             None => Ok(routed),
         }

@@ -12,7 +12,8 @@ use crate::{Result, Value, Weight, Width};
 /// The target of a row that carries no loss.
 pub const IGNORED: i64 = -100;
 
-/// Bytes of logits that are held at once, at most where rows are not very long: the more rows, the less often the head's weights are packed and its gradient is taken up.
+/// The most bytes of logits that are held at once, unless so few rows fit: the more rows, the less often the head's weights are packed and its
+/// gradient is taken up.
 const CHUNK: usize = 172 << 20;
 
 /// Fewest and most rows of a chunk.
