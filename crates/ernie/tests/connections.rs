@@ -46,8 +46,16 @@ fn ten_thousand_idle_connections_cost_what_the_limit_allows() {
     most = most.max(Use::of(&server));
     assert!(most.descriptors <= before.descriptors + LIMIT + 8, "{before:?} became {most:?}");
     assert!(most.resident_kb < before.resident_kb + (64 << 10), "{before:?} became {most:?}");
-    let held = flood.iter().filter(|stream| is_open(stream)).count();
-    assert!(held <= LIMIT, "{held} of {FLOOD} are open");
+    // The system takes connections ahead of the server, which may be some behind when the last is made.
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let held = flood.iter().filter(|stream| is_open(stream)).count();
+        if held <= LIMIT {
+            break;
+        }
+        assert!(Instant::now() < end, "{held} of {FLOOD} are open");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 
     let answer = completion(&server.address, r#"{"prompt": "The fox", "max_tokens": 2}"#);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
