@@ -1,6 +1,7 @@
 //! Rows on their way into panels: floats are rounded, stored integers are moved as they are.
 
-use super::layout::{Blocks, Kind, Row, SUPER, Scales};
+use super::float_pack;
+use super::layout::{Blocks, Kind, PANEL, Row, SUPER, Scales};
 use crate::formats::{self, Format};
 use crate::level::Isa;
 use crate::packed::ROUND;
@@ -72,7 +73,7 @@ kernel! {
 pub(super) fn stored(row: &mut Row<'_>, format: Format, bytes: &[u8]) {
     if format == Format::Int8 {
         let (words, tail) = bytes.as_chunks::<4>();
-        row.words(0, words.iter().map(|&word| flipped(word)));
+        row.words(0, words.iter().map(|&word| flipped(u32::from_le_bytes(word))));
         if !tail.is_empty() {
             let mut last = [0; 4];
             last[..tail.len()].copy_from_slice(tail);
@@ -81,21 +82,18 @@ pub(super) fn stored(row: &mut Row<'_>, format: Format, bytes: &[u8]) {
         }
         return;
     }
+    // The formats that most files are in.
+    match format {
+        Format::Q8_0 => {
+            return simple::<34, 2, 8>(row, bytes, |b| std::array::from_fn(|i| flipped(word(b, 2 + 4 * i))));
+        }
+        Format::Q4_0 => return simple::<18, 2, 4>(row, bytes, |b| nibble_words(b, 2)),
+        Format::Q4_1 => return simple::<20, 4, 4>(row, bytes, |b| nibble_words(b, 4)),
+        _ => (),
+    }
     for (i, b) in bytes.chunks_exact(format.block_bytes()).enumerate() {
         let half = |at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
         match format {
-            Format::Q8_0 => {
-                row.half(i, half(0), 0);
-                row.words(i * 32, b[2..].as_chunks::<4>().0.iter().map(|&word| flipped(word)));
-            }
-            Format::Q4_0 => {
-                row.half(i, half(0), 0);
-                row.words(i * 32, nibble_words(&b[2..]).into_iter());
-            }
-            Format::Q4_1 => {
-                row.half(i, half(0), half(2));
-                row.words(i * 32, nibble_words(&b[4..]).into_iter());
-            }
             Format::Q5_0 => {
                 row.half(i, half(0), 0);
                 // Less 16, plus the offset of 128.
@@ -108,49 +106,103 @@ pub(super) fn stored(row: &mut Row<'_>, format: Format, bytes: &[u8]) {
             Format::Q4K | Format::Q5K => k_four_or_five(row, i, b, format == Format::Q5K),
             Format::Q6K => k_six(row, i, b),
             Format::F32 | Format::F16 | Format::Bf16 | Format::Int8 => unreachable!("no blocks"),
+            Format::Q8_0 | Format::Q4_0 | Format::Q4_1 => unreachable!("moved above"),
         }
     }
 }
 
+/// Puts the words of `count` outputs from `first` on, `lines` each, on the lines of a panel, which has zeros for outputs to come.
+pub(super) fn lines(isa: Isa, words: &[u32], lines: usize, first: usize, count: usize, panel: &mut [u8]) {
+    if first == 0 {
+        return float_pack::rows(
+            isa,
+            bytemuck::cast_slice(words),
+            lines,
+            count,
+            lines,
+            bytemuck::cast_slice_mut(panel),
+        );
+    }
+    let (panel, words) = (panel.as_chunks_mut::<{ 4 * PANEL }>().0, words.chunks_exact(lines.max(1)));
+    for (output, words) in (first..first + count).zip(words) {
+        for (line, word) in panel.iter_mut().zip(words) {
+            line[4 * output..][..4].copy_from_slice(&word.to_ne_bytes());
+        }
+    }
+}
+
+/// Blocks of `BYTES` bytes that are `HEAD` bytes of an f16 scale, maybe an f16 minimum, and what makes `WORDS` words.
+#[inline(always)]
+fn simple<const BYTES: usize, const HEAD: usize, const WORDS: usize>(
+    row: &mut Row<'_>,
+    bytes: &[u8],
+    words: impl Fn(&[u8; BYTES]) -> [u32; WORDS],
+) {
+    let at = row.output % PANEL * 2;
+    let scales = row.scales.chunks_exact_mut(HEAD * PANEL);
+    let places = row.words.as_chunks_mut::<WORDS>().0.iter_mut().zip(scales);
+    for (block, (to, scales)) in bytes.as_chunks::<BYTES>().0.iter().zip(places) {
+        scales[at..at + 2].copy_from_slice(&block[..2]);
+        if HEAD == 4 {
+            scales[at + 2 * PANEL..at + 2 * PANEL + 2].copy_from_slice(&block[2..4]);
+        }
+        *to = words(block).map(u32::to_le);
+    }
+}
+
+#[inline(always)]
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
 /// Four signed bytes with an offset of 128.
-fn flipped(word: [u8; 4]) -> u32 {
-    u32::from_le_bytes(word) ^ 0x8080_8080
+fn flipped(word: u32) -> u32 {
+    word ^ 0x8080_8080
 }
 
 /// The 32 values of 16 bytes, low nibbles first, as the four words of nibbles that a panel holds.
-fn nibble_words(b: &[u8]) -> [u32; 4] {
+#[inline(always)]
+fn nibble_words(bytes: &[u8], at: usize) -> [u32; 4] {
     const LOW: u32 = 0x0f0f_0f0f;
-    let [a, b, c, d] =
-        std::array::from_fn(|i| u32::from_le_bytes([b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]]));
+    let [a, b, c, d] = std::array::from_fn(|i| word(bytes, at + 4 * i));
     [a & LOW | (b & LOW) << 4, c & LOW | (d & LOW) << 4, a >> 4 & LOW | b & !LOW, c >> 4 & LOW | d & !LOW]
 }
 
-/// The 32 values of 16 bytes: low nibbles first.
-fn nibbles(b: &[u8]) -> [u8; 32] {
-    std::array::from_fn(|j| if j < 16 { b[j] & 15 } else { b[j - 16] >> 4 })
+/// The 32 values of 4 bytes of fifth bits and 16 of nibbles, low ones first, increased by `by`.
+fn fives(b: &[u8], by: u8) -> [u8; 32] {
+    let (fifths, nibbles) = (word(b, 0), &b[4..20]);
+    let mut values = [0; 32];
+    for (j, &both) in nibbles.iter().enumerate() {
+        values[j] = (both & 15 | (fifths >> j & 1) as u8 * 16) + by;
+        values[j + 16] = (both >> 4 | (fifths >> (j + 16) & 1) as u8 * 16) + by;
+    }
+    values
 }
 
-/// The 32 values of 4 bytes of fifth bits and 16 of nibbles, increased by `by`.
-fn fives(b: &[u8], by: u8) -> [u8; 32] {
-    let low = nibbles(&b[4..]);
-    std::array::from_fn(|j| (low[j] | (b[j / 8] >> (j % 8) & 1) << 4) + by)
-}
+// Loops over arrays rather than arrays from functions, which compilers do not make vectors of.
 
 /// A block of Q4_K or Q5_K, as in [`mod@crate::formats`].
 fn k_four_or_five(row: &mut Row<'_>, i: usize, b: &[u8], five: bool) {
     let half = |at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
     // The minimum is taken off, so it is stored negated.
     row.upper(i, half(0), half(2) ^ 0x8000);
-    let quarters = if five { &b[48..] } else { &b[16..] };
     for group in 0..8 {
         let (scale, minimum) = formats::scale_and_min(&b[4..16], group);
         row.sub(i * 8 + group, scale as i8, minimum as i8);
-        let q = &quarters[group / 2 * 32..][..32];
-        let values: [u8; 32] = std::array::from_fn(|j| {
-            let low = if group % 2 == 0 { q[j] & 15 } else { q[j] >> 4 };
-            if five { (low | (b[16 + j] >> group & 1) << 4) + 128 } else { low }
-        });
-        row.values(i * SUPER + group * 32, &values);
+    }
+    let (fifths, quarters) = if five { (&b[16..48], &b[48..]) } else { (&[0; 32][..], &b[16..]) };
+    for (quarter, both) in quarters.as_chunks::<32>().0.iter().enumerate().take(4) {
+        let mut values = [[0; 32]; 2];
+        for (j, (&both, &fifth)) in both.iter().zip(fifths).enumerate() {
+            values[0][j] = both & 15;
+            values[1][j] = both >> 4;
+            if five {
+                let fifth = fifth >> (2 * quarter);
+                values[0][j] += (fifth & 1) * 16 + 128;
+                values[1][j] += (fifth >> 1 & 1) * 16 + 128;
+            }
+        }
+        row.values(i * SUPER + quarter * 64, values.as_flattened());
     }
 }
 
@@ -159,16 +211,19 @@ fn k_six(row: &mut Row<'_>, i: usize, b: &[u8]) {
     row.upper(i, u16::from_le_bytes([b[208], b[209]]), 0);
     for group in 0..16 {
         row.sub(i * 16 + group, b[192 + group] as i8, 0);
-        let (in_half, first) = (group % 8, group * 16 % 128);
-        let low = &b[64 * (group / 8)..][..64];
-        let high = &b[128 + 32 * (group / 8)..][..32];
-        let quarter = in_half / 2;
-        let values: [u8; 16] = std::array::from_fn(|j| {
-            let j = first + j;
-            let nibble = low[32 * (quarter % 2) + j % 32] >> (4 * (quarter / 2)) & 15;
+    }
+    for half in 0..2 {
+        let low = &b[64 * half..][..64];
+        let high = &b[128 + 32 * half..][..32];
+        let mut values = [[0; 32]; 4];
+        for j in 0..32 {
             // Less 32, plus the offset of 128.
-            (nibble | (high[j % 32] >> (2 * quarter) & 3) << 4) + 96
-        });
-        row.values(i * SUPER + group * 16, &values);
+            let value = |nibble: u8, quarter: usize| (nibble | (high[j] >> (2 * quarter) & 3) << 4) + 96;
+            values[0][j] = value(low[j] & 15, 0);
+            values[1][j] = value(low[j + 32] & 15, 1);
+            values[2][j] = value(low[j] >> 4, 2);
+            values[3][j] = value(low[j + 32] >> 4, 3);
+        }
+        row.values(i * SUPER + half * 128, values.as_flattened());
     }
 }

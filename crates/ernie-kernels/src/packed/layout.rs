@@ -123,6 +123,8 @@ pub(super) struct Layout {
     pub(super) k: usize,
     /// Elements of a row with its padding: whole groups, blocks and super-blocks.
     pub(super) padded: usize,
+    /// Elements of a row that nothing reaches across: a group, a block or a super-block, the largest.
+    pub(super) unit: usize,
     /// Bytes of a panel's scales, which come first.
     pub(super) scale_bytes: usize,
     /// Bytes of a panel's weights.
@@ -148,7 +150,7 @@ impl Layout {
         };
         let weight_bytes = if kind.nibbles() { padded * PANEL / 2 } else { padded * PANEL };
         let scale_bytes = scale_bytes.next_multiple_of(64);
-        let layout = Layout { kind, out, k, padded, scale_bytes, weight_bytes };
+        let layout = Layout { kind, out, k, padded, unit, scale_bytes, weight_bytes };
         assert!(layout.panel_bytes().checked_mul(layout.panels()).is_some(), "packed: a matrix's size overflows");
         layout
     }
@@ -172,9 +174,19 @@ impl Layout {
 
     /// Where the byte of weight `k` of output `o < 16` is in a panel, and how far it is shifted.
     fn place(&self, o: usize, k: usize) -> (usize, u32) {
-        let step = k / 4;
-        let (line, shift) = if self.kind.nibbles() { (step / 2, 4 * (step % 2) as u32) } else { (step, 0) };
+        let (line, shift) = self.line(k);
         (self.scale_bytes + line * 64 + o * 4 + k % 4, shift)
+    }
+
+    /// The line of a panel's weights that weight `k` is on, and how far it is shifted.
+    fn line(&self, k: usize) -> (usize, u32) {
+        let step = k / 4;
+        if self.kind.nibbles() { (step / 2, 4 * (step % 2) as u32) } else { (step, 0) }
+    }
+
+    /// Lines of a panel's weights: as many words has each output.
+    pub(super) fn lines(&self) -> usize {
+        self.weight_bytes / 64
     }
 
     /// The integer of weight `k` of a panel's output `o`.
@@ -204,10 +216,14 @@ impl Layout {
     }
 }
 
-/// One output's place in a panel, for writing.
+/// One output of a panel, for writing. Its weights are collected in a row of their own first, because in the panel each four of
+/// them lie on another cache line.
 pub(super) struct Row<'a> {
     pub(super) layout: &'a Layout,
-    pub(super) panel: &'a mut [u8],
+    /// The panel's scales.
+    pub(super) scales: &'a mut [u8],
+    /// What the output has of each of the panel's lines.
+    pub(super) words: &'a mut [u32],
     pub(super) output: usize,
 }
 
@@ -231,20 +247,18 @@ impl Row<'_> {
     /// Writes this output's four bytes of the lines from element `k` on.
     #[inline(always)]
     pub(super) fn words(&mut self, k: usize, words: impl Iterator<Item = u32>) {
-        let (start, _) = self.layout.place(0, k);
-        // A panel has no more outputs than that, which the compiler need not find out for each line.
-        let at = self.output % PANEL * 4;
-        for (line, word) in self.panel[start..].as_chunks_mut::<64>().0.iter_mut().zip(words) {
-            line[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        let (line, _) = self.layout.line(k);
+        for (to, word) in self.words[line..].iter_mut().zip(words) {
+            *to = word.to_le();
         }
     }
 
     /// Writes a block's scale and minimum, f16 bits.
     pub(super) fn half(&mut self, block: usize, scale: u16, minimum: u16) {
         let at = block * 32 * self.layout.each() + self.output * 2;
-        self.panel[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+        self.scales[at..at + 2].copy_from_slice(&scale.to_le_bytes());
         if self.layout.kind.has_minimum() {
-            self.panel[at + 32..at + 34].copy_from_slice(&minimum.to_le_bytes());
+            self.scales[at + 32..at + 34].copy_from_slice(&minimum.to_le_bytes());
         }
     }
 
@@ -256,9 +270,9 @@ impl Row<'_> {
     /// Writes a block's sub-scale and sub-minimum.
     pub(super) fn sub(&mut self, block: usize, scale: i8, minimum: i8) {
         let at = self.layout.subs_start() + block * PANEL * self.layout.each() + self.output;
-        self.panel[at] = scale as u8;
+        self.scales[at] = scale as u8;
         if self.layout.kind.has_minimum() {
-            self.panel[at + PANEL] = minimum as u8;
+            self.scales[at + PANEL] = minimum as u8;
         }
     }
 }

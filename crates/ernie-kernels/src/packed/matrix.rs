@@ -190,10 +190,14 @@ impl Builder {
         let non_finite = AtomicUsize::new(0);
         pool::rows2((bytes, size), (scales, PANEL), 1, |first, bytes, scales| {
             let (mut floats, mut stored) = (vec![0.0; if exact { 0 } else { layout.k }], Vec::new());
+            let lines = layout.lines();
+            let mut words = vec![0; PANEL * lines];
             for (i, (panel, scales)) in bytes.chunks_exact_mut(size).zip(scales.chunks_exact_mut(PANEL)).enumerate() {
                 let base = (panels.start + first + i) * PANEL;
-                for index in start.max(base)..end.min(base + PANEL) {
-                    let mut row = Row { layout: &layout, panel: &mut *panel, output: index - base };
+                let (panel_scales, weights) = panel.split_at_mut(layout.scale_bytes);
+                let some = start.max(base)..end.min(base + PANEL);
+                for (index, words) in some.clone().zip(words.chunks_exact_mut(lines)) {
+                    let mut row = Row { layout: &layout, scales: panel_scales, words, output: index - base };
                     let bytes = &rows.bytes[(index - start) * row_bytes..][..row_bytes];
                     let scale = rows.scales.map_or(1.0, |s| s[index - start]);
                     if exact {
@@ -208,6 +212,7 @@ impl Builder {
                     non_finite.fetch_add(floats.iter().filter(|x| !x.is_finite()).count(), Ordering::Relaxed);
                     encode::floats(isa, &mut row, &floats, &mut scales[index - base], &mut stored);
                 }
+                encode::lines(isa, &words, lines, some.start - base, some.len(), weights);
             }
         });
         self.non_finite += non_finite.into_inner();
