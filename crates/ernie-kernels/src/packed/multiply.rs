@@ -18,13 +18,21 @@ use crate::fresh;
 use crate::level::Isa;
 use crate::pool::{self, Shared};
 
-/// Rows up to which a panel is read once and used as it comes. Beyond, [`SLICE`] elements of as many panels as a block takes stay in
+/// Rows up to which a panel is read once and used as it comes. Beyond, a [`slice`] of as many panels as a block takes stay in
 /// the first-level cache for all rows, with nibbles widened to bytes and scales to floats.
 const STREAMED: usize = 4;
 
-/// Elements along k that are worked on together: three panels of so many are half of a first-level cache of 48 KiB. A multiple of
-/// every run, block and super-block.
-const SLICE: usize = 512;
+/// Most elements along k that are worked on together: three panels of so many, with their scales, leave room for some rows in a
+/// first-level cache of 48 KiB.
+const SLICE: usize = 640;
+
+/// Elements of a slice along k: whole runs, blocks and super-blocks, and slices as even as that allows, because each begins and ends
+/// for every few rows.
+fn slice(layout: &Layout) -> usize {
+    let most = SLICE / layout.unit * layout.unit;
+    let slices = layout.padded.div_ceil(most).max(1);
+    layout.padded.div_ceil(slices).next_multiple_of(layout.unit).max(layout.unit)
+}
 
 /// Bytes of weights that make a task for few rows worth handing over (some 5 microseconds from memory).
 const WORTH_BYTES: usize = 64 * 1024;
@@ -202,22 +210,23 @@ impl Bytes<'_> {
         let layout = &self.job.w.layout;
         let blocks = layout.kind.blocks();
         let each = 1 + usize::from(layout.kind.has_minimum());
-        let scales = blocks.map_or(0, |b| SLICE / b.elements * PANEL * each);
-        let bytes = if layout.kind.nibbles() { SLICE * PANEL } else { 0 };
-        let sums = if layout.padded > SLICE { self.job.rows * PANEL } else { 0 };
+        let most = slice(layout);
+        let scales = blocks.map_or(0, |b| most / b.elements * PANEL * each);
+        let bytes = if layout.kind.nibbles() { most * PANEL } else { 0 };
+        let sums = if layout.padded > most { self.job.rows * PANEL } else { 0 };
         pool::scratch(n * (sums + scales + bytes / size_of::<f32>()), |scratch| {
             let (sums, scratch) = scratch.split_at_mut(n * sums);
             let sums = Cell::from_mut(sums).as_slice_of_cells();
             let (wide_scales, wide) = scratch.split_at_mut(n * scales);
             let wide: &mut [u8] = bytemuck::cast_slice_mut(wide);
-            for from in (0..layout.padded.max(1)).step_by(SLICE) {
-                let elements = SLICE.min(layout.padded - from);
+            for from in (0..layout.padded.max(1)).step_by(most) {
+                let elements = most.min(layout.padded - from);
                 let mut slice = Slice::of(layout, from, elements);
                 slice.sums = sums;
                 if layout.kind.nibbles() {
                     // To an offset of 128.
                     let by = (128 - layout.kind.offset()) as u8;
-                    for (i, to) in wide.chunks_exact_mut(SLICE * PANEL).enumerate() {
+                    for (i, to) in wide.chunks_exact_mut(bytes).enumerate() {
                         let lines = elements * PANEL / 128;
                         let weights =
                             &self.job.w.panel(panel + i)[layout.scale_bytes + from * PANEL / 2..][..lines * 64];
@@ -270,7 +279,7 @@ impl Bytes<'_> {
         let (w, w_stride, w_bytes) = match slice.weights {
             Some(bytes) => {
                 shape.nibbles = false;
-                (bytes, SLICE * PANEL, elements * PANEL)
+                (bytes, bytes.len() / n, elements * PANEL)
             }
             None => {
                 let each = if shape.nibbles { PANEL / 2 } else { PANEL };
@@ -340,7 +349,7 @@ struct Slice<'a> {
     shape: Shape,
     block_shift: u32,
     super_shift: u32,
-    /// Bytes, [`SLICE`] elements of each panel.
+    /// Bytes, a slice of each panel.
     weights: Option<&'a [u8]>,
     /// Floats, as much of each panel.
     scales: Option<&'a [f32]>,
