@@ -11,7 +11,7 @@ use super::guarded_regex::shorten;
 use super::hf_bpe::HfBpe;
 use super::sentencepiece::SentencePiece;
 use super::side::Side;
-use super::{Inner, TokenKind, Tokenizer};
+use super::{Inner, Map, TokenKind, Tokenizer};
 
 type Outcome<T> = std::result::Result<T, String>;
 
@@ -24,7 +24,7 @@ pub(super) enum Model {
 /// One vocabulary entry.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    pub(super) text: Box<str>,
+    pub(super) text: Arc<str>,
     pub(super) bytes: Box<[u8]>,
     pub(super) kind: TokenKind,
     /// Left out by a decoder that skips special tokens.
@@ -32,7 +32,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn new(text: &str, bytes: Vec<u8>, kind: TokenKind) -> Self {
+    pub(super) fn new(text: impl Into<Arc<str>>, bytes: Vec<u8>, kind: TokenKind) -> Self {
         Self { text: text.into(), bytes: bytes.into_boxed_slice(), kind, special: kind == TokenKind::Control }
     }
 }
@@ -107,7 +107,7 @@ impl Parts {
             }
             None => {
                 let kind = if token.control { TokenKind::Control } else { TokenKind::Added };
-                let mut entry = Entry::new(&token.content, token.content.as_bytes().to_vec(), kind);
+                let mut entry = Entry::new(token.content.as_str(), token.content.as_bytes().to_vec(), kind);
                 entry.special = token.special;
                 self.put(token.id, entry, count)?;
             }
@@ -128,7 +128,7 @@ impl Parts {
         for token in side.added {
             self.add(token, count)?;
         }
-        let mut by_text: HashMap<Box<str>, u32> = HashMap::with_capacity(self.entries.len());
+        let mut by_text: Map<Arc<str>, u32> = Map::with_capacity_and_hasher(self.entries.len(), Default::default());
         for (id, entry) in self.entries.iter().enumerate() {
             if let Some(entry) = entry {
                 by_text.entry(entry.text.clone()).or_insert(id as u32);

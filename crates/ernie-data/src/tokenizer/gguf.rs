@@ -4,16 +4,20 @@
 //! reader for each kind, and a model loaded from a GGUF can be saved in the published layout. The pre-tokenizer is
 //! named in the file; a name that is not known here is an error, since a guess would silently give other ids.
 
+use std::sync::Arc;
+
 use ernie_files::gguf::Gguf;
 use prost::Message;
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 
 use super::guarded_regex::shorten;
+use super::json::{self as json_file, Added, BpeFile, File, Merge};
 use super::load::assemble;
 use super::pretokenize::GPT2_PATTERN;
 use super::sentencepiece::{ModelProto, NormalizerProto, PieceProto, TrainerProto};
 use super::side::SideFiles;
-use super::{Tokenizer, json as json_file, sentencepiece};
+use super::{Map, Tokenizer, sentencepiece};
 use crate::{Error, Result};
 
 /// What stands before every key of a tokenizer.
@@ -96,7 +100,7 @@ fn common(file: &Gguf) -> Result<Common<'_>> {
         return Err(wrong("token_type", format!("entry {at} is {} (expected 1 to 6)", kinds[at])));
     }
     let mut roles = Vec::new();
-    let mut config = Map::new();
+    let mut config = serde_json::Map::new();
     for (name, role) in [
         ("bos_token_id", "bos_token"),
         ("eos_token_id", "eos_token"),
@@ -130,18 +134,23 @@ fn byte_level(file: &Gguf, common: Common<'_>) -> Result<Tokenizer> {
         return Err(wrong("pre", format!("pre-tokenizer {:?} is not known", shorten(name))));
     };
     let merges = file.get_strings(&key("merges"))?.ok_or_else(|| wrong("merges", "is missing"))?;
-    let mut vocab = Map::with_capacity(common.tokens.len());
+    let mut vocab = Map::with_capacity_and_hasher(common.tokens.len(), Default::default());
     let mut added = Vec::new();
-    for (id, (token, kind)) in common.tokens.iter().zip(&common.kinds).enumerate() {
-        if vocab.insert(token.clone(), id.into()).is_some() {
+    for (id, (token, kind)) in (0..).zip(common.tokens.iter().zip(&common.kinds)) {
+        if vocab.insert(Arc::from(token.as_str()), id).is_some() {
             return Err(wrong("tokens", format!("{:?} stands twice", shorten(token))));
         }
-        let role = common.roles.iter().any(|(role, r)| *role != "unk_token" && *r as usize == id);
+        let role = common.roles.iter().any(|(role, r)| *role != "unk_token" && *r == id);
         if matches!(kind, 3 | 4) || role {
-            added.push(json!({
-                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": *kind == 3 || role,
-            }));
+            added.push(Added {
+                id,
+                content: token.clone(),
+                single_word: false,
+                lstrip: false,
+                rstrip: false,
+                normalized: Some(false),
+                special: *kind == 3 || role,
+            });
         }
     }
     let splits = patterns
@@ -149,18 +158,80 @@ fn byte_level(file: &Gguf, common: Common<'_>) -> Result<Tokenizer> {
         .map(|p| json!({"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": false}));
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let steps: Vec<Value> = splits.chain([byte_level.clone()]).collect();
-    let document = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-        "post_processor": null, "decoder": byte_level,
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": ignore_merges, "vocab": vocab, "merges": merges,
+    let pre_tokenizer = json!({"type": "Sequence", "pretokenizers": steps});
+    let document = Document {
+        version: "1.0",
+        truncation: (),
+        padding: (),
+        added_tokens: &added,
+        normalizer: (),
+        pre_tokenizer: &pre_tokenizer,
+        post_processor: (),
+        decoder: &byte_level,
+        model: ModelDocument {
+            kind: "BPE",
+            dropout: (),
+            unk_token: (),
+            continuing_subword_prefix: (),
+            end_of_word_suffix: (),
+            fuse_unk: false,
+            byte_fallback: false,
+            ignore_merges,
+            vocab: VocabularyDocument(common.tokens),
+            merges,
         },
-    });
+    };
     let bytes = serde_json::to_vec(&document).map_err(|e| Error::Internal(e.to_string()))?;
-    finish(json_file::read(&bytes), "tokenizer.json", bytes, common.config)
+    let merges: std::result::Result<Vec<Merge>, String> = merges.iter().map(|merge| Merge::read(merge)).collect();
+    let parts = merges.and_then(|merges| {
+        json_file::build(File {
+            added_tokens: added,
+            normalizer: Value::Null,
+            pre_tokenizer,
+            post_processor: Value::Null,
+            decoder: byte_level,
+            model: BpeFile::new(vocab, merges, ignore_merges),
+        })
+    });
+    finish(parts, "tokenizer.json", bytes, common.config)
+}
+
+/// The `tokenizer.json` that stands for a byte-level tokenizer.
+#[derive(Serialize)]
+struct Document<'a> {
+    version: &'a str,
+    truncation: (),
+    padding: (),
+    added_tokens: &'a [Added],
+    normalizer: (),
+    pre_tokenizer: &'a Value,
+    post_processor: (),
+    decoder: &'a Value,
+    model: ModelDocument<'a>,
+}
+
+#[derive(Serialize)]
+struct ModelDocument<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    dropout: (),
+    unk_token: (),
+    continuing_subword_prefix: (),
+    end_of_word_suffix: (),
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    vocab: VocabularyDocument<'a>,
+    merges: &'a [String],
+}
+
+/// Tokens by their ids, as a map.
+struct VocabularyDocument<'a>(&'a [String]);
+
+impl Serialize for VocabularyDocument<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().zip(0_u32..))
+    }
 }
 
 fn sentence_piece(file: &Gguf, mut common: Common<'_>) -> Result<Tokenizer> {

@@ -6,14 +6,15 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::{NormalizedString, Normalizer as _};
 
 use super::bpe::{Symbol, merge};
-use super::byte_level;
 use super::guarded_regex::{GuardedRegex, one_line};
 use super::pretokenize::{self, Step};
+use super::{Map, byte_level};
 use crate::{Error, Result};
 
 /// Words longer than this are not remembered within a call.
@@ -33,9 +34,9 @@ pub(super) struct HfBpe {
     pub(super) normalizers: Vec<Normalize>,
     pub(super) steps: Vec<Step>,
     /// Text without control tokens → id, in the spelling of the vocabulary.
-    pub(super) vocabulary: HashMap<Box<str>, u32>,
+    pub(super) vocabulary: Map<Arc<str>, u32>,
     /// Pair → (rank, merged id).
-    pub(super) merges: HashMap<(u32, u32), (u32, u32)>,
+    pub(super) merges: Map<(u32, u32), (u32, u32)>,
     /// Ids of the 256 characters of the byte-level alphabet ([`Symbol::UNKNOWN`] where missing), for byte-level models.
     pub(super) byte_level: Option<Box<[u32; 256]>>,
     /// Ids of `<0x00>` … `<0xFF>`.

@@ -4,11 +4,11 @@
 //! pattern runs under [`super::guarded_regex`]; other models, and steps that would change ids without being
 //! understood, are refused by name. Unicode normal forms run in the library itself.
 
-use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
-use serde::Deserialize;
 use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokenizers::normalizers::NormalizerWrapper;
 
@@ -18,42 +18,45 @@ use super::build::{Entry, Model, Parts, looks_like_control};
 use super::guarded_regex::{GuardedRegex, one_line, shorten};
 use super::hf_bpe::{HfBpe, Normalize};
 use super::pretokenize::{Behavior, GPT2_PATTERN, Pattern, Prepend, Step};
-use super::{TokenKind, byte_level};
+use super::{Map, TokenKind, byte_level};
 
 type Outcome<T> = std::result::Result<T, String>;
 
+/// What the file holds.
 #[derive(Deserialize)]
-struct File {
+pub(super) struct File {
     #[serde(default)]
-    added_tokens: Vec<Added>,
+    pub(super) added_tokens: Vec<Added>,
     #[serde(default)]
-    normalizer: Value,
+    pub(super) normalizer: Value,
     #[serde(default)]
-    pre_tokenizer: Value,
+    pub(super) pre_tokenizer: Value,
     #[serde(default)]
-    post_processor: Value,
+    pub(super) post_processor: Value,
     #[serde(default)]
-    decoder: Value,
-    model: BpeFile,
+    pub(super) decoder: Value,
+    pub(super) model: BpeFile,
 }
 
-#[derive(Deserialize)]
-struct Added {
-    id: u32,
-    content: String,
+/// A token beside the model.
+#[derive(Deserialize, Serialize)]
+pub(super) struct Added {
+    pub(super) id: u32,
+    pub(super) content: String,
     #[serde(default)]
-    single_word: bool,
+    pub(super) single_word: bool,
     #[serde(default)]
-    lstrip: bool,
+    pub(super) lstrip: bool,
     #[serde(default)]
-    rstrip: bool,
-    normalized: Option<bool>,
+    pub(super) rstrip: bool,
+    pub(super) normalized: Option<bool>,
     #[serde(default)]
-    special: bool,
+    pub(super) special: bool,
 }
 
-#[derive(Deserialize)]
-struct BpeFile {
+/// The model.
+#[derive(Default, Deserialize)]
+pub(super) struct BpeFile {
     #[serde(rename = "type")]
     kind: Option<String>,
     dropout: Option<f32>,
@@ -72,11 +75,38 @@ struct BpeFile {
     merges: Vec<Merge>,
 }
 
+impl BpeFile {
+    /// A model of these tokens and merges, which may look whole words up first.
+    pub(super) fn new(tokens: Map<Arc<str>, u32>, merges: Vec<Merge>, ignore_merges: bool) -> Self {
+        let vocab = Vocabulary { tokens, is_list: false };
+        Self { kind: Some("BPE".to_owned()), vocab, merges, ignore_merges, ..Self::default() }
+    }
+}
+
 /// `{"token": id}` for BPE; Unigram writes a list here, which is only noticed.
 #[derive(Default)]
 struct Vocabulary {
-    tokens: HashMap<String, u32>,
+    tokens: Map<Arc<str>, u32>,
     is_list: bool,
+}
+
+/// A token of the vocabulary, without a string of its own on the way.
+struct Token(Arc<str>);
+
+impl<'de> Deserialize<'de> for Token {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = Token;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a token")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Token, E> {
+                Ok(Token(text.into()))
+            }
+        }
+        deserializer.deserialize_str(V)
+    }
 }
 
 impl<'de> Deserialize<'de> for Vocabulary {
@@ -88,8 +118,8 @@ impl<'de> Deserialize<'de> for Vocabulary {
                 f.write_str("a map of tokens to ids")
             }
             fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Vocabulary, A::Error> {
-                let mut tokens = HashMap::new();
-                while let Some((token, id)) = map.next_entry::<String, u32>()? {
+                let mut tokens = Map::default();
+                while let Some((Token(token), id)) = map.next_entry::<Token, u32>()? {
                     if let Some(before) = tokens.insert(token, id)
                         && before != id
                     {
@@ -100,15 +130,35 @@ impl<'de> Deserialize<'de> for Vocabulary {
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vocabulary, A::Error> {
                 while seq.next_element::<de::IgnoredAny>()?.is_some() {}
-                Ok(Vocabulary { tokens: HashMap::new(), is_list: true })
+                Ok(Vocabulary { is_list: true, ..Vocabulary::default() })
             }
         }
         deserializer.deserialize_any(V)
     }
 }
 
-/// `"a b"` or `["a", "b"]`.
-struct Merge(String, String);
+/// `"a b"` or `["a", "b"]`: what it makes, and the bytes of it that are the left one's.
+pub(super) struct Merge {
+    whole: String,
+    cut: usize,
+}
+
+impl Merge {
+    /// Reads `"a b"`.
+    pub(super) fn read(text: &str) -> Outcome<Self> {
+        match text.split_once(' ') {
+            Some((a, b)) if !b.contains(' ') => Ok(Self::of(a, b)),
+            _ => Err(format!("merge {:?} is not two tokens", shorten(text))),
+        }
+    }
+
+    fn of(left: &str, right: &str) -> Self {
+        let mut whole = String::with_capacity(left.len() + right.len());
+        whole.push_str(left);
+        whole.push_str(right);
+        Self { whole, cut: left.len() }
+    }
+}
 
 impl<'de> Deserialize<'de> for Merge {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -119,14 +169,12 @@ impl<'de> Deserialize<'de> for Merge {
                 f.write_str("a merge: \"left right\" or [\"left\", \"right\"]")
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Merge, E> {
-                match text.split_once(' ') {
-                    Some((a, b)) if !b.contains(' ') => Ok(Merge(a.into(), b.into())),
-                    _ => Err(E::custom(format!("merge {:?} is not two tokens", shorten(text)))),
-                }
+                Merge::read(text).map_err(E::custom)
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Merge, A::Error> {
-                match (seq.next_element()?, seq.next_element()?, seq.next_element::<de::IgnoredAny>()?) {
-                    (Some(a), Some(b), None) => Ok(Merge(a, b)),
+                let (left, right) = (seq.next_element::<String>()?, seq.next_element::<String>()?);
+                match (left, right, seq.next_element::<de::IgnoredAny>()?) {
+                    (Some(left), Some(right), None) => Ok(Merge::of(&left, &right)),
                     _ => Err(de::Error::custom("a merge is not two tokens")),
                 }
             }
@@ -154,7 +202,11 @@ pub(super) fn read(bytes: &[u8]) -> Outcome<Parts> {
     {
         return Err(format!("model type {:?} is not supported (expected BPE)", shorten(&kind)));
     }
-    let file: File = serde_json::from_slice(bytes).map_err(|e| one_line(&e.to_string()))?;
+    build(serde_json::from_slice(bytes).map_err(|e| one_line(&e.to_string()))?)
+}
+
+/// Builds the model and checks it.
+pub(super) fn build(file: File) -> Outcome<Parts> {
     let model = &file.model;
     if model.vocab.is_list || (model.kind.is_none() && model.merges.is_empty()) {
         return Err("the model is not BPE (Unigram, WordPiece and WordLevel are not supported)".into());
@@ -190,16 +242,17 @@ fn parts(
     let count = vocabulary.len() + file.added_tokens.len();
     for (token, id) in &vocabulary {
         let (bytes, kind) = decoder.bytes(token);
-        parts.put(*id, Entry::new(token, bytes, kind), count)?;
+        parts.put(*id, Entry::new(token.clone(), bytes, kind), count)?;
     }
     let find = |token: &str, what: &str| {
         vocabulary.get(token).copied().ok_or_else(|| format!("{what} {:?} is not in the vocabulary", shorten(token)))
     };
-    let mut merges = HashMap::with_capacity(model.merges.len());
-    for (rank, Merge(a, b)) in model.merges.iter().enumerate() {
+    let mut merges = Map::with_capacity_and_hasher(model.merges.len(), Default::default());
+    for (rank, Merge { whole, cut }) in model.merges.iter().enumerate() {
         let rank = u32::try_from(rank).map_err(|_| "too many merges")?;
-        let pair = (find(a, "merge of")?, find(b, "merge of")?);
-        merges.insert(pair, (rank, find(&format!("{a}{b}"), "result of a merge")?));
+        let (left, right) = whole.split_at(*cut);
+        let pair = (find(left, "merge of")?, find(right, "merge of")?);
+        merges.insert(pair, (rank, find(whole, "result of a merge")?));
     }
     let unknown = match &model.unk_token {
         Some(token) => match vocabulary.get(token.as_str()) {
@@ -212,7 +265,8 @@ fn parts(
         None => None,
     };
     let table = |text: &dyn Fn(u8) -> String| {
-        let ids: Vec<u32> = (0..=255).map(|b| vocabulary.get(&text(b)).copied().unwrap_or(Symbol::UNKNOWN)).collect();
+        let ids: Vec<u32> =
+            (0..=255).map(|b| vocabulary.get(text(b).as_str()).copied().unwrap_or(Symbol::UNKNOWN)).collect();
         ids.try_into().ok().map(Box::new)
     };
     let byte_level = is_byte_level.then(|| table(&|b| byte_level::to_char(b).to_string())).flatten();
@@ -222,7 +276,7 @@ fn parts(
         if token.content.is_empty() {
             continue;
         }
-        if vocabulary.get(&token.content).is_some_and(|id| *id != token.id) {
+        if vocabulary.get(token.content.as_str()).is_some_and(|id| *id != token.id) {
             return Err(format!(
                 "added token {:?} has id {} there and another in the vocabulary",
                 shorten(&token.content),
@@ -249,7 +303,7 @@ fn parts(
     parts.model = Some(Model::Bpe(HfBpe {
         normalizers,
         steps,
-        vocabulary: vocabulary.into_iter().map(|(t, id)| (t.into_boxed_str(), id)).collect(),
+        vocabulary,
         merges,
         byte_level,
         byte_fallback,

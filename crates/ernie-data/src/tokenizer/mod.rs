@@ -28,7 +28,7 @@ mod to_gguf;
 mod train;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 pub use added::AddedToken;
@@ -70,13 +70,16 @@ pub enum TokenKind {
     Unused,
 }
 
+/// A map for vocabularies, which are built whole before the first answer: its hash is fast, and seeded at random because files are hostile.
+type Map<K, V> = std::collections::HashMap<K, V, foldhash::quality::RandomState>;
+
 /// A tokenizer. Cloning shares it.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
 struct Inner {
     entries: Vec<Option<Entry>>,
-    by_text: HashMap<Box<str>, u32>,
+    by_text: Map<Arc<str>, u32>,
     added: Vec<AddedToken>,
     /// Added tokens looked for before normalisation; the same with the normalised control tokens, for texts that are
     /// trusted in parts; and those looked for after it.

@@ -5,6 +5,7 @@
 //! never come out of text. Kudo and Richardson, arXiv:1808.06226; Sennrich et al., arXiv:1508.07909.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use prost::Message;
 
@@ -14,7 +15,7 @@ use super::build::{Entry, Model, Parts, looks_like_control};
 use super::charsmap::Charsmap;
 use super::guarded_regex::{one_line, shorten};
 use super::json::byte_piece;
-use super::{MAX_TEXT_BYTES, TokenKind};
+use super::{MAX_TEXT_BYTES, Map, TokenKind};
 use crate::{Error, Result};
 
 /// The visible mark that stands for a space.
@@ -89,7 +90,7 @@ pub(super) struct NormalizerProto {
 /// See the module.
 pub(super) struct SentencePiece {
     /// Normal, user-defined and unused pieces → (id, score).
-    pieces: HashMap<Box<str>, (u32, f32)>,
+    pieces: Map<Arc<str>, (u32, f32)>,
     unused: HashSet<u32>,
     /// User-defined symbols, by id; those that look like control tokens need trust.
     symbols: Trie,
@@ -130,7 +131,7 @@ pub(super) fn from_proto(proto: &ModelProto) -> std::result::Result<Parts, Strin
     }
     let mut parts = Parts::default();
     let mut model = SentencePiece {
-        pieces: HashMap::with_capacity(count),
+        pieces: Map::with_capacity_and_hasher(count, Default::default()),
         unused: HashSet::new(),
         symbols: Trie::default(),
         user_defined: Vec::new(),
@@ -146,14 +147,14 @@ pub(super) fn from_proto(proto: &ModelProto) -> std::result::Result<Parts, Strin
     };
     let mut unknown = None;
     let mut byte_ids = vec![Symbol::UNKNOWN; 256];
-    let mut seen = HashSet::with_capacity(count);
+    let mut seen: Map<&str, ()> = Map::with_capacity_and_hasher(count, Default::default());
     for (id, piece) in proto.pieces.iter().enumerate() {
         let text = piece.piece.as_deref().unwrap_or("");
         let at = || format!("piece {id} ({:?})", shorten(text));
         if text.is_empty() {
             return Err(format!("{}: empty piece", at()));
         }
-        if !seen.insert(text) {
+        if seen.insert(text, ()).is_some() {
             return Err(format!("{}: stands twice", at()));
         }
         let id = u32::try_from(id).map_err(|_| "too many pieces")?;
@@ -190,10 +191,11 @@ pub(super) fn from_proto(proto: &ModelProto) -> std::result::Result<Parts, Strin
             }
             other => return Err(format!("{}: type {other} is not known", at())),
         };
+        let shared: Arc<str> = text.into();
         if matches!(piece.kind.unwrap_or(1), 1 | 4 | 5) {
-            model.pieces.insert(text.into(), (id, score));
+            model.pieces.insert(shared.clone(), (id, score));
         }
-        let mut entry = Entry::new(text, bytes, kind);
+        let mut entry = Entry::new(shared, bytes, kind);
         // A user-defined symbol is text to read, even where a caller may not type it.
         entry.special = piece.kind == Some(3);
         parts.put(id, entry, count)?;

@@ -173,8 +173,8 @@ fn fives(b: &[u8], by: u8) -> [u8; 32] {
     let (fifths, nibbles) = (word(b, 0), &b[4..20]);
     let mut values = [0; 32];
     for (j, &both) in nibbles.iter().enumerate() {
-        values[j] = (both & 15 | (fifths >> j & 1) as u8 * 16) + by;
-        values[j + 16] = (both >> 4 | (fifths >> (j + 16) & 1) as u8 * 16) + by;
+        values[j] = (both & 15) + (fifths >> j & 1) as u8 * 16 + by;
+        values[j + 16] = (both >> 4) + (fifths >> (j + 16) & 1) as u8 * 16 + by;
     }
     values
 }
