@@ -84,11 +84,9 @@ pub(super) fn stored(row: &mut Row<'_>, format: Format, bytes: &[u8]) {
     }
     // The formats that most files are in.
     match format {
-        Format::Q8_0 => {
-            return simple::<34, 2, 8>(row, bytes, |b| std::array::from_fn(|i| flipped(word(b, 2 + 4 * i))));
-        }
-        Format::Q4_0 => return simple::<18, 2, 4>(row, bytes, |b| nibble_words(b, 2)),
-        Format::Q4_1 => return simple::<20, 4, 4>(row, bytes, |b| nibble_words(b, 4)),
+        Format::Q8_0 => return simple::<34, 2, 8>(row, bytes, eights),
+        Format::Q4_0 => return simple::<18, 2, 4>(row, bytes, nibbles),
+        Format::Q4_1 => return simple::<20, 4, 4>(row, bytes, nibbles),
         _ => (),
     }
     for (i, b) in bytes.chunks_exact(format.block_bytes()).enumerate() {
@@ -136,17 +134,18 @@ pub(super) fn lines(isa: Isa, words: &[u32], lines: usize, first: usize, count: 
 fn simple<const BYTES: usize, const HEAD: usize, const WORDS: usize>(
     row: &mut Row<'_>,
     bytes: &[u8],
-    words: impl Fn(&[u8; BYTES]) -> [u32; WORDS],
+    write: impl Fn(&[u8], &mut [u32; WORDS]),
 ) {
     let at = row.output % PANEL * 2;
     let scales = row.scales.chunks_exact_mut(HEAD * PANEL);
     let places = row.words.as_chunks_mut::<WORDS>().0.iter_mut().zip(scales);
+    // Loops over arrays, here and below, rather than arrays from functions: of those compilers made a call for each element.
     for (block, (to, scales)) in bytes.as_chunks::<BYTES>().0.iter().zip(places) {
         scales[at..at + 2].copy_from_slice(&block[..2]);
         if HEAD == 4 {
             scales[at + 2 * PANEL..at + 2 * PANEL + 2].copy_from_slice(&block[2..4]);
         }
-        *to = words(block).map(u32::to_le);
+        write(&block[HEAD..], to);
     }
 }
 
@@ -160,12 +159,23 @@ fn flipped(word: u32) -> u32 {
     word ^ 0x8080_8080
 }
 
-/// The 32 values of 16 bytes, low nibbles first, as the four words of nibbles that a panel holds.
+/// 32 signed bytes as the words of a panel of bytes.
 #[inline(always)]
-fn nibble_words(bytes: &[u8], at: usize) -> [u32; 4] {
+fn eights(bytes: &[u8], to: &mut [u32; 8]) {
+    for (to, &four) in to.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *to = flipped(u32::from_le_bytes(four)).to_le();
+    }
+}
+
+/// The 32 values of 16 bytes, low nibbles first, as the words of a panel of nibbles.
+#[inline(always)]
+fn nibbles(bytes: &[u8], to: &mut [u32; 4]) {
     const LOW: u32 = 0x0f0f_0f0f;
-    let [a, b, c, d] = std::array::from_fn(|i| word(bytes, at + 4 * i));
-    [a & LOW | (b & LOW) << 4, c & LOW | (d & LOW) << 4, a >> 4 & LOW | b & !LOW, c >> 4 & LOW | d & !LOW]
+    let (a, b, c, d) = (word(bytes, 0), word(bytes, 4), word(bytes, 8), word(bytes, 12));
+    to[0] = (a & LOW | (b & LOW) << 4).to_le();
+    to[1] = (c & LOW | (d & LOW) << 4).to_le();
+    to[2] = (a >> 4 & LOW | b & !LOW).to_le();
+    to[3] = (c >> 4 & LOW | d & !LOW).to_le();
 }
 
 /// The 32 values of 4 bytes of fifth bits and 16 of nibbles, low ones first, increased by `by`.
@@ -178,8 +188,6 @@ fn fives(b: &[u8], by: u8) -> [u8; 32] {
     }
     values
 }
-
-// Loops over arrays rather than arrays from functions, which compilers do not make vectors of.
 
 /// A block of Q4_K or Q5_K, as in [`mod@crate::formats`].
 fn k_four_or_five(row: &mut Row<'_>, i: usize, b: &[u8], five: bool) {
