@@ -239,7 +239,7 @@ fn blocks_stay_blocks_unless_another_format_is_asked_for() {
     assert_eq!((stored.form(), stored.memory_bytes()), (Form::of(Format::Q8_0), 80 * 34));
     let wide = Weights::open(&source, WeightsAs::F32).unwrap().take(published, &[80, 32]).unwrap();
     assert_eq!(wide.form(), Form::F32);
-    let values = wide.into_f32();
+    let values = wide.into_f32().unwrap();
     assert_eq!((values[0], values[33], values[2559]), (0.0, 0.5, 15.5));
 
     // A block scale that is no number, and a type nobody computes with here.

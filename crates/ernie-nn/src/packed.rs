@@ -223,6 +223,14 @@ impl Packer {
         Ok(())
     }
 
+    /// Whether all blocks so far that were taken as they are stored have scales and minimums that are numbers.
+    pub fn scales_are_finite(&self) -> bool {
+        match &self.numbers {
+            Filling::Float(_) => true,
+            Filling::Integer(builder) => builder.non_finite() == 0,
+        }
+    }
+
     /// Takes the next rows as they are stored in a format whose own form this is ([`Form::of`]): no number changes.
     ///
     /// # Errors

@@ -163,6 +163,15 @@ impl Layout {
         self.scale_bytes + self.weight_bytes
     }
 
+    /// Bytes of a panel's scales that are f16, which come first.
+    pub(super) fn half_bytes(&self) -> usize {
+        match self.kind.blocks() {
+            None => 0,
+            Some(Blocks { scales: Scales::Half, .. }) => self.scale_bytes,
+            Some(Blocks { scales: Scales::Sub, .. }) => self.subs_start(),
+        }
+    }
+
     /// Where the sub-scales start in a panel.
     pub(super) fn subs_start(&self) -> usize {
         self.padded / SUPER * 2 * PANEL * self.each()

@@ -109,6 +109,11 @@ impl Matrix {
     }
 }
 
+/// Whether the bits of an f16 are a number's.
+fn is_finite(half: [u8; 2]) -> bool {
+    u16::from_le_bytes(half) & 0x7c00 != 0x7c00
+}
+
 /// Builds a [`Matrix`] from rows that come a few at a time, so that no second whole copy is ever held.
 pub struct Builder {
     matrix: Matrix,
@@ -135,7 +140,8 @@ impl Builder {
         self.matrix.layout.out - self.filled
     }
 
-    /// Elements so far that were NaN (now 0) or infinite (now the end of the grid); callers that must not accept them look here.
+    /// Elements so far that were NaN (now 0) or infinite (now the end of the grid), and of blocks that were moved as they are, scales and
+    /// minimums that are no numbers; callers that must not accept them look here.
     pub fn non_finite(&self) -> usize {
         self.non_finite
     }
@@ -213,6 +219,11 @@ impl Builder {
                     encode::floats(isa, &mut row, &floats, &mut scales[index - base], &mut stored);
                 }
                 encode::lines(isa, &words, lines, some.start - base, some.len(), weights);
+                if exact && some.end == layout.out.min(base + PANEL) {
+                    // Once for a panel, when it is whole, and while it is in the cache.
+                    let halves = panel_scales[..layout.half_bytes()].as_chunks::<2>().0;
+                    non_finite.fetch_add(halves.iter().filter(|&&half| !is_finite(half)).count(), Ordering::Relaxed);
+                }
             }
         });
         self.non_finite += non_finite.into_inner();

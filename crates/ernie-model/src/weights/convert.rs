@@ -25,6 +25,9 @@ impl Kind {
 /// Values that are widened at a time while rounding; keeps the buffer small against the tensor.
 const CHUNK_ELEMENTS: usize = 1 << 18;
 
+/// What is said of a tensor that [`all_finite`] does not pass.
+pub(super) const NOT_FINITE: &str = "holds values that are not finite (NaN or infinity)";
+
 /// All values as f32.
 pub(super) fn widen(kind: Kind, bytes: &[u8], scales: Option<&[f32]>, [rows, columns]: [usize; 2]) -> Vec<f32> {
     let mut out = vec![0.0; rows * columns];

@@ -3,16 +3,18 @@
 use ernie_files::Bytes;
 use ernie_nn::{Form, Packed, Packer};
 
-use super::convert::{Kind, Reader};
+use super::convert::{self, Kind, NOT_FINITE, Reader};
 use super::{Format, random};
-use crate::Result;
+use crate::{Error, Result};
 
 /// Values that are widened at a time; keeps the buffer small against the matrix.
 const CHUNK: usize = 1 << 18;
 
-/// A matrix that was found and checked. Nothing is converted before it is asked for, and then a few rows at a time.
+/// A matrix that was found. Nothing is looked at or converted before it is asked for, and then a few rows at a time.
 #[derive(Clone)]
 pub struct Stored {
+    /// Where it is, and its name there.
+    pub(super) at: [String; 2],
     pub(super) values: Values,
     pub(super) shape: [usize; 2],
     pub(super) form: Form,
@@ -43,25 +45,30 @@ impl Stored {
     }
 
     /// All values as f32, row by row.
-    pub fn into_f32(self) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for values that are not finite.
+    pub fn into_f32(self) -> Result<Vec<f32>> {
         if let Values::Floats(values) = self.values {
-            return values;
+            return Ok(values);
         }
-        let mut all = vec![0.0; self.shape[0] * self.shape[1]];
-        let mut done = 0;
-        let kept: Result<()> = self.each_chunk(|rows| {
-            all[done..done + rows.len()].copy_from_slice(rows);
-            done += rows.len();
+        let mut all = Vec::with_capacity(self.shape[0] * self.shape[1]);
+        self.each_chunk(|rows| {
+            all.extend_from_slice(rows);
             Ok(())
-        });
-        debug_assert!(kept.is_ok() && done == all.len());
-        all
+        })?;
+        Ok(all)
+    }
+
+    fn not_finite(&self) -> Error {
+        let [place, name] = &self.at;
+        Error::tensor(place, name, NOT_FINITE)
     }
 
     /// Hands out the rows as f32, a few at a time.
     ///
     /// # Errors
-    /// Those of `sink`.
+    /// [`Error::Tensor`] for values that are not finite, before any is handed out; those of `sink`.
     pub fn each_chunk(&self, mut sink: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
         let [rows, columns] = self.shape;
         if rows == 0 || columns == 0 {
@@ -72,6 +79,9 @@ impl Stored {
             Values::Floats(values) => sink(values),
             Values::Mapped { .. } | Values::Blocks { .. } => {
                 let Some(reader) = self.reader() else { return Ok(()) };
+                if !convert::all_finite(reader.kind, reader.bytes) {
+                    return Err(self.not_finite());
+                }
                 let mut chunk = vec![0.0; at_once * columns];
                 for first in (0..rows).step_by(at_once) {
                     let chunk = &mut chunk[..at_once.min(rows - first) * columns];
@@ -115,12 +125,19 @@ impl Stored {
     /// The matrix in its final form.
     ///
     /// # Errors
-    /// [`crate::Error::Nn`] for a shape that cannot be packed.
+    /// [`Error::Tensor`] for values that are not finite; [`Error::Nn`] for a shape that cannot be packed.
     pub fn pack(self) -> Result<Packed> {
         let mut packer = Packer::new(self.form, self.shape)?;
         match self.reader() {
             Some(Reader { kind: Kind::Format(format), bytes, scales, .. }) if Form::of(format) == self.form => {
+                // Blocks are looked at where they are packed: they come from memory once, not twice.
+                if matches!(self.form, Form::Float(_)) && !convert::all_finite(Kind::Format(format), bytes) {
+                    return Err(self.not_finite());
+                }
                 packer.push_stored(format, bytes, scales)?;
+                if !packer.scales_are_finite() {
+                    return Err(self.not_finite());
+                }
             }
             _ => self.each_chunk(|rows| Ok(packer.push(rows)?))?,
         }

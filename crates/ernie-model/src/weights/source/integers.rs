@@ -31,7 +31,7 @@ impl Weights {
         let Source::Checkpoint(checkpoint) = &self.source else { return Err(self.missing(&name)) };
         let bytes = checkpoint.bytes(&name)?;
         if !convert::all_finite(seen.kind, &bytes) {
-            return Err(Error::tensor(&self.place, &name, "holds values that are not finite (NaN or infinity)"));
+            return Err(Error::tensor(&self.place, &name, convert::NOT_FINITE));
         }
         let scales = convert::widen(seen.kind, &bytes, None, [rows, 1]);
         self.taken.insert(name, rows);

@@ -205,8 +205,8 @@ impl Weights {
     /// `shape` is what the model needs, rows (outputs) first.
     ///
     /// # Errors
-    /// [`Error::MissingTensors`]; [`Error::Tensor`] for another shape, for a type that is no float, and for values
-    /// that are not finite.
+    /// [`Error::MissingTensors`]; [`Error::Tensor`] for another shape, and for a type that is no float. Values that are not finite are
+    /// refused where they are packed.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Stored> {
         self.take_optional(name, shape)?.ok_or_else(|| self.missing(name))
     }
@@ -218,21 +218,22 @@ impl Weights {
     pub fn take_optional(&mut self, name: &str, shape: &[usize]) -> Result<Option<Stored>> {
         let rows = shape.first().copied().unwrap_or(1);
         let columns = shape.get(1..).unwrap_or_default().iter().product();
+        let mut at = [self.place.clone(), name.to_owned()];
         let (values, kind) = if let Source::Random(seed) = self.source {
             self.taken.insert(name.to_owned(), rows * columns);
             (Values::Random { seed, name: name.to_owned(), std: self.config.initializer_range }, Kind::F32)
         } else {
             let Some(found) = self.find(name, shape)? else { return Ok(None) };
+            at[1].clone_from(&found.place.stored);
             if found.seen.packed {
                 let (format, bytes) = self.blocks(&found)?;
                 (Values::Blocks { format, bytes }, Kind::Format(format))
+            } else if found.place.part == Part::Transposed {
+                let (bytes, _) = self.read_finite(&found)?;
+                (Values::Floats(transpose(&found.seen, &bytes, shape)), Kind::F32)
             } else {
                 let (bytes, scales) = self.read(&found)?;
-                if found.place.part == Part::Transposed {
-                    (Values::Floats(transpose(&found.seen, &bytes, shape)), Kind::F32)
-                } else {
-                    (Values::Mapped { kind: found.seen.kind, bytes, scales }, found.seen.kind)
-                }
+                (Values::Mapped { kind: found.seen.kind, bytes, scales }, found.seen.kind)
             }
         };
         let form = match self.to {
@@ -246,7 +247,7 @@ impl Weights {
             WeightsAs::Int4 if matches!(values, Values::Blocks { .. }) => kind.form(),
             WeightsAs::Int4 => Form::int4(),
         };
-        let stored = Stored { values, shape: [rows, columns], form };
+        let stored = Stored { at, values, shape: [rows, columns], form };
         self.weight_bytes += stored.memory_bytes();
         Ok(Some(stored))
     }
@@ -254,7 +255,7 @@ impl Weights {
     /// Takes a tensor as f32 whatever the format asked for: norms, routers, biases, and everything for training.
     ///
     /// # Errors
-    /// As [`Self::take`].
+    /// As [`Self::take`], and [`Error::Tensor`] for values that are not finite.
     pub fn take_f32(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         if let Some(values) = self.take_optional_f32(name, shape)? {
             return Ok(values);
@@ -271,7 +272,7 @@ impl Weights {
     /// As [`Self::take_f32`], with `None` where the file has no such tensor.
     ///
     /// # Errors
-    /// As [`Self::take`].
+    /// As [`Self::take_f32`].
     pub fn take_optional_f32(&mut self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
         let elements: usize = shape.iter().product();
         let values = if let Some(seed) = self.score_seed.filter(|_| name == SCORE) {
@@ -287,7 +288,7 @@ impl Weights {
                 self.weight_bytes += 4 * values.len() as u64;
                 return Ok(Some(values));
             }
-            let (bytes, scales) = self.read(&found)?;
+            let (bytes, scales) = self.read_finite(&found)?;
             if found.place.part == Part::Transposed {
                 transpose(&found.seen, &bytes, shape)
             } else {
@@ -474,7 +475,16 @@ impl Weights {
         }
     }
 
-    /// The bytes of a found tensor's part, checked to be finite, and its scales.
+    /// As [`Self::read`], and every value is finite.
+    fn read_finite(&mut self, found: &Found) -> Result<(Bytes, Option<Vec<f32>>)> {
+        let (bytes, scales) = self.read(found)?;
+        if !convert::all_finite(found.seen.kind, &bytes) {
+            return Err(Error::tensor(&self.place, &found.place.stored, convert::NOT_FINITE));
+        }
+        Ok((bytes, scales))
+    }
+
+    /// The bytes of a found tensor's part, and its scales.
     fn read(&mut self, found: &Found) -> Result<(Bytes, Option<Vec<f32>>)> {
         let stored = &found.place.stored;
         let all = match &self.source {
@@ -495,9 +505,6 @@ impl Weights {
         let Some(bytes) = bytes else {
             return Err(Error::tensor(&self.place, stored, format!("{} bytes do not make its shape", all.len())));
         };
-        if !convert::all_finite(found.seen.kind, &bytes) {
-            return Err(Error::tensor(&self.place, stored, "holds values that are not finite (NaN or infinity)"));
-        }
         let scales = if found.seen.scaled { Some(self.scales(found)?) } else { None };
         Ok((bytes, scales))
     }
