@@ -18,7 +18,7 @@ use crate::fresh;
 use crate::level::Isa;
 use crate::pool::{self, Shared};
 
-/// Rows up to which a panel is read once and used as it comes. Beyond, a [`slice`] of as many panels as a block takes stay in
+/// Rows up to which a panel is read once and used as it comes. Beyond, a slice of as many panels as a block takes stay in
 /// the first-level cache for all rows, with nibbles widened to bytes and scales to floats.
 const STREAMED: usize = 4;
 
